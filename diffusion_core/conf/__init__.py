@@ -1,0 +1,1 @@
+"""Configuration groups that every domain shares: schedule, sampler, grid, loss."""

@@ -1,0 +1,83 @@
+"""From configuration leaves to objects: ``_target_`` names one of *our* constructors, the rest its keywords.
+
+A checkpoint brings its configuration along, so building from a configuration must never run foreign code:
+only targets inside the project's own packages are accepted.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.schedule import Schedule
+from diffusion_core.solvers import Table
+
+OWN_PACKAGES = ("diffusion_core", "envs", "policy", "planning", "materials", "images")
+
+
+def target(leaf: Mapping[str, Any]) -> Any:
+    """The constructor or function that ``leaf["_target_"]`` names.
+
+    Raises:
+        WorkbenchError: no target, a target outside the project, or a name that does not exist there.
+    """
+    path = leaf.get("_target_")
+    if not isinstance(path, str) or path.split(".")[0] not in OWN_PACKAGES:
+        raise WorkbenchError(
+            f"configuration: got _target_={path!r}; expected a dotted name inside one of {', '.join(OWN_PACKAGES)} "
+            "(nothing else is ever imported from a configuration)."
+        )
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise WorkbenchError(f"configuration: _target_={path!r} cannot be imported: {error}.") from error
+
+
+def build(leaf: Mapping[str, Any], *arguments: Any, **more: Any) -> Any:
+    """Call the leaf's target with ``arguments``, the leaf's own keywords and ``more``.
+
+    Raises:
+        WorkbenchError: the keywords do not fit the target's signature.
+    """
+    constructor = target(leaf)
+    keywords = {k: v for k, v in leaf.items() if k != "_target_"} | more
+    try:
+        inspect.signature(constructor).bind(*arguments, **keywords)
+    except TypeError as error:
+        raise WorkbenchError(
+            f"configuration of {leaf['_target_']}: {error}; got {sorted(keywords)}, "
+            f"expected {list(inspect.signature(constructor).parameters)}."
+        ) from error
+    return constructor(*arguments, **keywords)
+
+
+def bind(leaf: Mapping[str, Any]) -> Any:
+    """The leaf's target with its keywords bound, to be called with the rest."""
+    constructor = target(leaf)
+    keywords = {k: v for k, v in leaf.items() if k != "_target_"}
+    unknown = set(keywords) - set(inspect.signature(constructor).parameters)
+    if unknown:
+        raise WorkbenchError(
+            f"configuration of {leaf['_target_']}: got unknown {sorted(unknown)}; "
+            f"expected some of {list(inspect.signature(constructor).parameters)}."
+        )
+    return partial(constructor, **keywords)
+
+
+def table(sampler: Mapping[str, Any], grid: Mapping[str, Any], steps: int, schedule: Schedule) -> Table:
+    """The solver's table that the leaves ``sampler`` and ``grid`` describe, with ``steps`` steps.
+
+    Raises:
+        WorkbenchError: a leaf does not fit its constructor, or the times do not suit the schedule.
+    """
+    times = build(grid, **({"schedule": schedule} if _takes(grid, "schedule") else {}), n=steps)
+    return build(sampler, schedule, times)
+
+
+def _takes(leaf: Mapping[str, Any], name: str) -> bool:
+    return name in inspect.signature(target(leaf)).parameters

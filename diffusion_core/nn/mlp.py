@@ -1,0 +1,70 @@
+"""A residual multilayer perceptron with adaptive layer norm, for short sequences seen as one vector.
+
+Matrix products are what a CPU does best: at horizon 16 a step of this network costs a fraction of a temporal
+U-Net's of the same size (``benchmarks/``).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffusion_core.nn.embed import Sinusoidal
+
+
+class ResidualMLP(nn.Module):
+    """``(x, t, cond) -> x-shaped``, a stack of pre-norm residual blocks modulated by (t, cond).
+
+    Each block is ``h + gate * W2 silu(W1 (layernorm(h) (1 + scale) + shift))`` with (shift, scale, gate) a
+    linear function of the embedded condition, zero at the start (adaLN-zero), so that the network begins as
+    the identity on its trunk.
+
+    Args:
+        horizon, dim: shape of x without the batch.
+        cond_dim: size of the condition vector.
+        width: trunk width.
+        depth: number of blocks.
+        expansion: hidden width of a block, in trunk widths.
+
+    Source: Peebles & Xie 2023, section 3.2, adaLN-Zero (arXiv 2212.09748), on one token.
+    """
+
+    def __init__(
+        self, horizon: int, dim: int, cond_dim: int, width: int = 384, depth: int = 4, expansion: float = 2.0
+    ) -> None:
+        super().__init__()
+        self.time = Sinusoidal(128)
+        self.condition = nn.Sequential(nn.Linear(128 + cond_dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.inlet = nn.Linear(horizon * dim + cond_dim, width)
+        self.blocks = nn.ModuleList(_Block(width, round(width * expansion)) for _ in range(depth))
+        # one product for all blocks' modulation: fewer, larger matrix products
+        self.modulation = nn.Linear(width, depth * 3 * width)
+        self.norm = nn.LayerNorm(width)
+        self.outlet = nn.Linear(width, horizon * dim)
+        for layer in (self.modulation, self.outlet):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: Float[Tensor, "batch horizon dim"], t: Float[Tensor, " batch"], cond: Float[Tensor, "batch cond"]
+    ) -> Float[Tensor, "batch horizon dim"]:
+        c = self.condition(torch.cat([self.time(t), cond], dim=1))
+        modulations = self.modulation(c).chunk(len(self.blocks), dim=1)
+        h = self.inlet(torch.cat([x.flatten(1), cond], dim=1))
+        for block, modulation in zip(self.blocks, modulations, strict=True):
+            h = block(h, modulation)
+        return self.outlet(self.norm(h)).reshape(x.shape)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale, gate = modulation.chunk(3, dim=1)
+        inner = torch.addcmul(shift, self.norm(h), 1.0 + scale)
+        return torch.addcmul(h, gate, self.down(nn.functional.silu(self.up(inner))))

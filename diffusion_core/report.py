@@ -1,0 +1,162 @@
+"""Self-contained HTML pages: figures and videos inside, nothing fetched, readable in light and dark."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffusion_core.results import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, ACCENT, WARM, MUTED = "#1f2933", "#2563a8", "#c2571a", "#8a94a0"
+"""The colours of all figures: text, first series, second series, background series."""
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2933; --soft: #5b6672; --line: #dde2e8; --card: #f6f8fa; --page: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ed; --soft: #9aa5b1; --line: #333c46; --card: #1c232b; --page: #12171d; }
+  img { background: #fff; border-radius: 6px; }
+}
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink);
+  background: var(--page); max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
+h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 12px; }
+p { margin: 8px 0; } .soft, figcaption { color: var(--soft); font-size: 14px; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 20px 0; }
+.number { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; }
+.number b { display: block; font-size: 26px; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.number span { display: block; font-size: 13px; color: var(--soft); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 15px; }
+th, td { text-align: left; padding: 7px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; } tr.mine td { font-weight: 600; background: var(--card); }
+figure { margin: 12px 0; } figure img { width: 100%; height: auto; }
+.videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; }
+.videos figure { margin: 0; } video { width: 100%; border-radius: 6px; border: 1px solid var(--line); display: block; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px;
+  overflow-x: auto; font-size: 13px; line-height: 1.45; }
+"""
+
+
+class Page:
+    """A page built from top to bottom; `write` makes it one file."""
+
+    def __init__(self, title: str, subtitle: str) -> None:
+        self.title = title
+        self._parts = [f"<h1>{html.escape(title)}</h1><p class='soft'>{html.escape(subtitle)}</p>"]
+
+    def heading(self, text: str) -> None:
+        """A section's heading."""
+        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def text(self, text: str) -> None:
+        """A paragraph of plain text."""
+        self._parts.append(f"<p>{html.escape(text)}</p>")
+
+    def code(self, text: str) -> None:
+        """A block to be copied."""
+        self._parts.append(f"<pre>{html.escape(text)}</pre>")
+
+    def numbers(self, values: Mapping[str, Estimate]) -> None:
+        """Headline figures with interval, n and unit."""
+        cards = []
+        for name, e in values.items():
+            unit = "" if e.unit == "1" else f" {html.escape(e.unit)}"
+            value = "none" if e.n == 0 else f"{e.value:.3g}"
+            interval = "" if e.n == 0 else f"95 % interval {e.low:.3g} to {e.high:.3g}, "
+            cards.append(
+                f"<div class='number'><span>{html.escape(name)}</span><b>{value}</b>"
+                f"<span>{interval}n = {e.n}{unit and ','}{unit}</span></div>"
+            )
+        self._parts.append(f"<div class='numbers'>{''.join(cards)}</div>")
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], mine: int | None = None) -> None:
+        """A table; row ``mine`` is set off."""
+        lines = ["<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in head) + "</tr>"]
+        for i, row in enumerate(rows):
+            cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+            lines.append(f"<tr class='mine'>{cells}</tr>" if i == mine else f"<tr>{cells}</tr>")
+        self._parts.append(f"<table>{''.join(lines)}</table>")
+
+    def figure(self, path: Path, caption: str) -> None:
+        """A PNG, embedded."""
+        self._parts.append(
+            f"<figure><img alt='{html.escape(caption, quote=True)}' src='data:image/png;base64,{_base64(path)}'>"
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+
+    def videos(self, paths: Sequence[Path], captions: Sequence[str]) -> None:
+        """A grid of MP4 videos, embedded, playing in a loop."""
+        cells = [
+            f"<figure><video autoplay loop muted playsinline controls src='data:video/mp4;base64,{_base64(path)}'>"
+            f"</video><figcaption>{html.escape(caption)}</figcaption></figure>"
+            for path, caption in zip(paths, captions, strict=True)
+        ]
+        self._parts.append(f"<div class='videos'>{''.join(cells)}</div>")
+
+    def write(self, path: Path) -> Path:
+        """Write the page, completely or not at all."""
+        head = (
+            "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+            "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+            f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style></head><body>"
+        )
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(head + "\n".join(self._parts) + "</body></html>\n")
+        partial.replace(path)
+        return path
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a matplotlib figure as PNG and release it."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+def subplots(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    """A figure in the house style (inches), drawn without a display; axes as a 2-D array."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": MUTED,
+            "axes.labelcolor": INK,
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "legend.frameon": False,
+        }
+    )
+    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+
+
+def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> Path:
+    """Write (height, width, 3) uint8 frames as H.264, which every browser plays; even sizes only."""
+    import imageio.v3 as iio
+
+    clip = np.stack(frames)
+    clip = clip[:, : clip.shape[1] // 2 * 2, : clip.shape[2] // 2 * 2]
+    iio.imwrite(path, clip, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p")
+    return path
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,131 @@
+"""A run: one folder with everything that a training leaves, and the only place with progress bars.
+
+    runs/<date>/<domain>-<task>-<time>/{config.yaml, metrics.jsonl, log.txt, checkpoints/, ...}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusion_core.errors import WorkbenchError
+
+logger = logging.getLogger("workbench")
+Item = TypeVar("Item")
+
+
+class Run:
+    """A run's folder.
+
+    Args:
+        path: the folder; it must exist.
+        main: whether this process writes; the others of a distributed training only compute.
+    """
+
+    def __init__(self, path: Path, main: bool = True) -> None:
+        self.path = path
+        self.main = main
+
+    @classmethod
+    def create(cls, root: Path, name: str, main: bool = True) -> Run:
+        """A new folder ``root/<date>/<name>-<time>``; a number is added if it is taken."""
+        now = time.localtime()
+        base = root / time.strftime("%Y-%m-%d", now) / f"{name}-{time.strftime('%H%M%S', now)}"
+        for attempt in range(100):
+            path = base if attempt == 0 else base.with_name(f"{base.name}-{attempt}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return cls(path, main)
+        raise WorkbenchError(f"run folder: {base} and 99 more exist; choose another runs folder.")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are kept."""
+        return self.path / "checkpoints"
+
+    def log_to_file(self) -> None:
+        """Copy the log to ``log.txt``."""
+        if self.main:
+            handler = logging.FileHandler(self.path / "log.txt")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logging.getLogger("workbench").addHandler(handler)
+
+    def record(self, **values: Any) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        if self.main:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records so far; a line cut short by a kill is left out."""
+        return read_metrics(self.path)
+
+    def forget_after(self, step: int) -> None:
+        """Drop records of steps after ``step``: a resumed run writes them again."""
+        file = self.path / "metrics.jsonl"
+        if self.main and file.exists():
+            kept = [json.dumps(r) + "\n" for r in self.metrics() if r.get("step", 0) <= step]
+            partial = file.with_name("metrics.jsonl.partial")
+            partial.write_text("".join(kept))
+            partial.replace(file)
+
+    def progress(self, items: Iterable[Item], description: str, total: int | None = None, initial: int = 0) -> Any:
+        """``items`` behind a progress bar (main process only); the bar's ``set_postfix`` shows numbers."""
+        from tqdm import tqdm
+
+        return tqdm(
+            items, desc=description, total=total, initial=initial, disable=not self.main, dynamic_ncols=True, mininterval=0.5
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's ``metrics.jsonl``; none if there is no such file."""
+    file = path / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            logger.warning("%s: left out a line that was cut short", file)
+    return records
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Run an entry point: user errors become one line and status 2, Ctrl-C status 130.
+
+    Hydra's own errors (an unknown override, a wrong type) are shown in the same form.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Hydra would print its own multi-line report and exit; we want the exception
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        main()
+    except WorkbenchError as error:
+        _fail(str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ if error.__cause__ is not None and len(str(error)) < 12 else error
+        text = " ".join(f"{error} {'' if cause is error else cause}".split())
+        _fail(f"{text} (python -m {_module()} --help lists every key)", 2)
+    except KeyboardInterrupt as error:
+        _fail(str(error) or "interrupted", 130)
+
+
+def _module() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec is not None else sys.argv[0]
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(status)

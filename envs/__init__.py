@@ -1,0 +1,1 @@
+"""Gymnasium environments, scripted experts and rollouts. No torch, no diffusion."""

@@ -1,0 +1,239 @@
+"""A scripted expert for Push-T: two straight pushes looked ahead, one carried out, then again.
+
+Plan at rest. Of all pushes (k, l) of the library take the one that minimises the expected number of steps to the end,
+
+    J = travel(k)/v_travel + l/v_push + min over (k', l') of [travel(k')/v_travel + l'/v_push + h(d'')] + 2 c
+
+where d'' is the misfit of the T (px) after both pushes and h(d) the steps that still has to cost. One push may be
+enough: then the second term is h(d') itself. J is a time, so a plan that was best stays best while it is being carried
+out: what the expert does is, but for ties, a function of the state alone, and can be imitated from observations.
+
+Travel. Pure pursuit of the shortest way around the T. Push. Pure pursuit of the line of the push; under the
+environment's critically damped control a target `lead` px ahead gives a steady lead/2 px per step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from envs.pusht import OUTLINE, RADIUS, WORLD, PushT, coverage, keypoints, place, rotation
+from envs.pusht_push import CENTROID, CLEARANCE, GOAL_CENTROID, GYRATION, clearance, compose, library, misfit, push
+from envs.pusht_travel import blocked, inside, roadmap, route, ways
+
+
+@dataclass(frozen=True)
+class ExpertStyle:
+    """How the expert moves and weighs.
+
+    Args:
+        travel_lead: distance of the target ahead while travelling, px (twice the speed in px per step).
+        push_lead: the same while pushing, px.
+        setup: cost of one more push, steps: retreat, approach and settling.
+        fragility: cost of a push whose outcome moves 1 px per px of sideways error, steps.
+        breadth: first pushes whose successors are searched.
+        enough: coverage at which it rests.
+    """
+
+    travel_lead: float = 36.0
+    push_lead: float = 22.0
+    setup: float = 6.0
+    fragility: float = 2.0
+    breadth: int = 64
+    enough: float = 0.96
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One push: from `start` along unit `direction` for `length` px (world frame), decided at block pose `pose`."""
+
+    start: Float[np.ndarray, "2"]
+    direction: Float[np.ndarray, "2"]
+    length: float
+    final: bool
+    pose: Float[np.ndarray, "3"]
+    cost: float
+
+
+H = [60.0, 30.0, 1.2]
+
+
+def steps_to_go(d: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Return h(d) = 60 q/(1+q) + 30 log(1 + d/8) + 0.8 d, q = (d/1.5)²: the steps that misfit d (px) still has to cost.
+
+    One correcting push as soon as d exceeds what counts as solved, more the farther; too small values make it dawdle.
+    """
+    q = (d / 1.5) ** 2
+    return H[0] * q / (1.0 + q) + H[1] * np.log1p(d / 8.0) + H[2] * d
+
+
+def outside_by(pose: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+    """Return how far, px, the block's farthest corner is beyond the walls' inner faces (7 and 504 px)."""
+    corner = place(OUTLINE, pose)
+    return np.maximum(np.maximum(7.5 - corner, corner - 503.5), 0.0).max((-1, -2))
+
+
+def plan(state: Float[np.ndarray, "5"], style: ExpertStyle) -> Plan:
+    """Choose the next push for a block at rest; deterministic in the state."""
+    lib, graph = library(), roadmap()
+    pose, agent = state[2:], state[:2]
+    turn = rotation(pose[2])
+    finger = turn.T @ (agent - pose[:2])
+    allowed = inside(pose[:2] + graph.corner @ turn.T)
+    _, _, to_dock = ways(finger, allowed)
+    v_travel, v_push = style.travel_lead / 2, style.push_lead / 2
+
+    begin = pose[:2] + lib.start @ turn.T
+    reachable = inside(begin)[:, None] & lib.usable
+    end = begin[:, None] + lib.lengths[:, None] * (lib.direction @ turn.T)[:, None]
+    first = (
+        style.setup
+        + to_dock[lib.contact][:, None] / v_travel
+        + lib.lengths / v_push
+        + style.fragility * lib.spread
+    )
+    outcome = compose(pose, lib.motion)
+    beyond = outside_by(outcome)
+    first = first + 10.0 * np.maximum(beyond - outside_by(pose), 0.0)
+    first = np.where(reachable & inside(end), first, np.inf)
+    d = misfit(outcome)
+    alone = first + steps_to_go(d)
+
+    turned = GYRATION * np.sqrt(2 * (1 - np.cos(outcome[..., 2] - np.pi / 4)))
+    choice = _shortlist([alone, first + steps_to_go(turned) + 0.1 * d], style.breadth)
+    pair = _second(outcome[choice], lib.last[choice], v_travel, v_push, style)
+    total = np.minimum(alone[choice], first[choice] + pair)
+    best = int(total.argmin())
+    k, l = choice[0][best], choice[1][best]
+    final = bool(alone[k, l] <= first[k, l] + pair[best]) and d[k, l] < 5.0
+    if final:
+        l = int(alone[k].argmin())
+    if not np.isfinite(total[best]):
+        raise RuntimeError(
+            f"plan: got state {np.round(state, 2).tolist()} with no reachable push, expected one; "
+            "the block is probably wedged against a wall: drop this start"
+        )
+    return Plan(begin[k], turn @ lib.direction[k], float(lib.lengths[l]), final, pose.copy(), float(total[best]))
+
+
+def _shortlist(scores: list[Float[np.ndarray, "k l"]], breadth: int) -> tuple[np.ndarray, np.ndarray]:
+    picks = []
+    for score in scores:
+        # The best length of every push, in four bands of length: neighbours in length are nearly the same plan.
+        for band in np.array_split(np.arange(score.shape[1]), 4):
+            l = band[score[:, band].argmin(1)]
+            value = score[np.arange(len(score)), l]
+            k = np.argsort(value, kind="stable")[: breadth // (4 * len(scores))]
+            picks.append(np.stack([k, l[k]], 1))
+    pick = np.unique(np.concatenate(picks), axis=0)
+    return pick[:, 0], pick[:, 1]
+
+
+def _second(
+    pose: Float[np.ndarray, "m 3"], last: np.ndarray, v_travel: float, v_push: float, style: ExpertStyle
+) -> Float[np.ndarray, "m"]:
+    """Return the least cost of one more push after each pose, misfit to go included."""
+    lib, graph = library(), roadmap()
+    motion = lib.motion[:, 1::2].astype(np.float32)
+    lengths = lib.lengths[1::2].astype(np.float32)
+    usable = lib.usable[:, 1::2]
+    own = style.setup + lengths / v_push + style.fragility * lib.spread[:, 1::2]
+    own = np.where(usable, own, np.inf).astype(np.float32)
+    # The motion of the T's centroid in its body frame; then d² = |c + R m - c_goal|² + 2 g² (1 - cos).
+    centre = motion[..., :2] + np.stack([-np.sin(motion[..., 2]), np.cos(motion[..., 2])], -1) * np.float32(CENTROID[1])
+    out = np.empty(len(pose))
+    travel = graph.docks[last][:, lib.contact] / v_travel
+    start_ok = inside(pose[:, None, :2] + np.einsum("mij,kj->mki", rotation(pose[:, 2]), lib.start))
+    travel = np.where(start_ok, travel, np.inf).astype(np.float32)
+    for m in range(len(pose)):
+        goal = rotation(pose[m, 2]).T @ (GOAL_CENTROID - pose[m, :2])
+        off = centre - goal.astype(np.float32)
+        angle = motion[..., 2] + np.float32(pose[m, 2] - np.pi / 4)
+        squared = (off * off).sum(-1) + np.float32(2 * GYRATION**2) * (1 - np.cos(angle))
+        out[m] = (own + travel[m][:, None] + steps_to_go(np.sqrt(squared))).min()
+    return out
+
+
+class Expert:
+    """Closed-loop expert; `act` takes the observed state and returns the target to send.
+
+    Args:
+        style: how it moves.
+    """
+
+    def __init__(self, style: ExpertStyle | None = None) -> None:
+        self.style = style or ExpertStyle()
+        self.plan: Plan | None = None
+        self._pushing = False
+        self._age = 0
+
+    def reset(self) -> None:
+        """Forget the plan; call at the start of an episode."""
+        self.plan, self._pushing, self._age = None, False, 0
+
+    def act(self, state: Float[np.ndarray, "5"]) -> Float[np.ndarray, "2"]:
+        """Return the target (x, y in px) the expert wants in `state`."""
+        if self.plan is None and coverage(state[2:]) >= self.style.enough:
+            return state[:2].copy()
+        for _ in range(2):
+            if self.plan is None:
+                self.plan, self._pushing, self._age = plan(state, self.style), False, 0
+            target = self._follow(state, self.plan)
+            if target is not None:
+                return np.clip(target, 0.0, WORLD)
+            self.plan = None
+            if coverage(state[2:]) >= self.style.enough:
+                return state[:2].copy()
+        raise RuntimeError(f"act: got two empty plans at state {state.tolist()}, expected a move; report this state")
+
+    def _follow(self, state: Float[np.ndarray, "5"], now: Plan) -> Float[np.ndarray, "2"] | None:
+        self._age += 1
+        agent, pose = state[:2], state[2:]
+        ahead = float((agent - now.start) @ now.direction)
+        aside = agent - now.start - ahead * now.direction
+        if not self._pushing:
+            moved = np.linalg.norm(pose[:2] - now.pose[:2]) > 1.0 or abs(pose[2] - now.pose[2]) > 0.02
+            if (moved and self._age > 1) or self._age > 100:
+                return None
+            if np.hypot(np.linalg.norm(aside), min(ahead, 0.0)) > 4.0 or ahead > 6.0:
+                return self._pursue(agent, pose, now.start)
+            self._pushing = True
+        if np.linalg.norm(aside) > 8.0 or self._age > 200:
+            return None
+        length = self._stop(agent, pose, now, ahead) if now.final else now.length
+        if ahead >= length - np.clip(0.1 * (now.length - CLEARANCE), 0.4, 0.7 if now.final else 2.5):
+            return None
+        return now.start + min(ahead + self.style.push_lead, length) * now.direction
+
+    def _stop(self, agent: np.ndarray, pose: np.ndarray, now: Plan, ahead: float) -> float:
+        """Return where along the push the T fits best, seen from here (closed loop)."""
+        rest = np.arange(0.0, max(now.length - ahead, 0.0) + 12.0, 0.5)
+        stride = 1.0 if now.length - ahead < 30 else 2.0
+        if stride > 1:
+            rest = np.concatenate([rest[:1], rest[1:][::4]])
+        after = push(pose[None], agent[None], now.direction[None], rest[1:], stride)[0]
+        return ahead + float(rest[np.concatenate([[misfit(pose)], misfit(after)]).argmin()])
+
+    def _pursue(self, agent: np.ndarray, pose: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        turn = rotation(pose[2])
+        finger, target = turn.T @ (agent - pose[:2]), turn.T @ (goal - pose[:2])
+        allowed = inside(pose[:2] + roadmap().corner @ turn.T)
+        way = np.concatenate([finger[None], route(finger, target, allowed)])
+        gap = min(RADIUS + 2.0, float(clearance(finger)[0]) - 0.05)
+        for lead in self.style.travel_lead * np.array([1.0, 0.8, 0.6, 0.4, 0.2]):
+            carrot = _along(way, lead)
+            if not blocked(finger[None], carrot[None], gap)[0]:
+                break
+        return pose[:2] + turn @ carrot
+
+
+def _along(way: Float[np.ndarray, "w 2"], length: float) -> Float[np.ndarray, "2"]:
+    """Return the point `length` px along a polyline, or its end."""
+    for a, b in zip(way[:-1], way[1:], strict=True):
+        leg = float(np.linalg.norm(b - a))
+        if leg >= length:
+            return a + (b - a) * (length / leg)
+        length -= leg
+    return way[-1]

@@ -1,0 +1,164 @@
+"""The typed configuration of the policy domain; it is Hydra's schema and what a checkpoint carries.
+
+YAML holds values only; leaves with a ``_target_`` list one constructor's keywords.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.train import TrainConfig
+
+Leaf = dict[str, Any]
+Schema = TypeVar("Schema")
+
+
+@dataclass
+class TaskConfig:
+    """What is to be done.
+
+    Args:
+        name: of the task, kept in checkpoints.
+        obs: "state", "keypoints" or "image"; passed to the environment.
+        env: constructor of the environment.
+        mirror: function that mirrors a demonstration, if the task has a mirror symmetry.
+    """
+
+    name: str = MISSING
+    obs: str = MISSING
+    env: Leaf = field(default_factory=dict)
+    mirror: Leaf | None = None
+
+
+@dataclass
+class DataConfig:
+    """Which demonstrations are learned from.
+
+    Args:
+        source: "expert", "human" or the path of a replay buffer.
+        max_episodes: use only this many, drawn at random; 0 uses all.
+        validation_fraction: share of episodes held out for the validation loss.
+        mirror: add the mirror image of every episode.
+        seed: of the split.
+    """
+
+    source: str = "expert"
+    max_episodes: int = 0
+    validation_fraction: float = 0.02
+    mirror: bool = True
+    seed: int = 42
+
+
+@dataclass
+class EvaluationConfig:
+    """How a policy is judged.
+
+    Args:
+        first_seed: the published protocol's test seeds begin at 100000.
+        n: episodes, one per seed.
+        batch: episodes side by side; changes speed only.
+        film: how many of the episodes are filmed.
+        precision: "float64" makes results independent of the batch; "float32" is faster.
+    """
+
+    first_seed: int = 100_000
+    n: int = 50
+    batch: int = 50
+    film: int = 6
+    precision: str = "float64"
+
+
+@dataclass
+class PolicyConfig:
+    """A policy and its training.
+
+    Args:
+        horizon, n_obs_steps, n_action_steps: of a chunk, in control steps.
+        network, schedule, sampler, grid, loss: constructors.
+        prediction: what the network predicts: x0, eps, v, velocity or score.
+        clip: bound of the normalised x0 estimate.
+        n_train: discrete training steps; 0 trains on continuous times.
+        steps: denoising steps of the sampler.
+        validate_every: validation loss and a few rollouts, in optimizer steps; 0: only at the end.
+        runs: folder that holds all runs.
+        resume: a run to go on with.
+    """
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    horizon: int = 16
+    n_obs_steps: int = 2
+    n_action_steps: int = 8
+    network: Leaf = field(default_factory=dict)
+    schedule: Leaf = field(default_factory=dict)
+    prediction: str = "v"
+    clip: float | None = 1.0
+    n_train: int = 0
+    sampler: Leaf = field(default_factory=dict)
+    grid: Leaf = field(default_factory=dict)
+    steps: int = 10
+    loss: Leaf = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validate_every: int = 0
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    runs: str = "runs"
+    resume: str = ""
+
+
+@dataclass
+class EvaluateConfig:
+    """``python -m policy.evaluate``.
+
+    Args:
+        checkpoint: a run, a checkpoint folder, or pretrained/<task>.
+        sampler, grid, steps: of the sampler; as trained where not given.
+        last: evaluate so many of the run's newest checkpoints and report maximum and mean, as the paper does.
+        out: where results go; default: ``evaluation`` in the run.
+        first_seed, n, batch, film, precision: see `EvaluationConfig`.
+    """
+
+    checkpoint: str = ""
+    sampler: Leaf | None = None
+    grid: Leaf | None = None
+    steps: int = 0
+    last: int = 1
+    out: str = ""
+    first_seed: int = 100_000
+    n: int = 50
+    batch: int = 50
+    film: int = 6
+    precision: str = "float64"
+
+
+ConfigStore.instance().store(name="policy_schema", node=PolicyConfig)
+ConfigStore.instance().store(name="policy_evaluate_schema", node=EvaluateConfig)
+
+
+def typed(schema: type[Schema], values: Any) -> Schema:
+    """``values`` (a Hydra or saved configuration) as a real ``schema`` object.
+
+    Raises:
+        WorkbenchError: a key or a type does not fit.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values))
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise WorkbenchError(f"configuration: {' '.join(str(error).split())}") from error
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as plain containers, to be saved."""
+    return asdict(config)
+
+
+def save(config: PolicyConfig, path: Path) -> None:
+    """Write ``config`` as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))))

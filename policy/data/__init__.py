@@ -1,0 +1,1 @@
+"""Demonstrations: episodes stored end to end in one array per quantity, and the windows a policy learns from."""

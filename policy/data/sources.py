@@ -1,0 +1,262 @@
+"""Sources: the demonstrations a run can name, where they are, and the proof that they are what they say.
+
+`expert` ships with the project; `human` are the 206 published demonstrations; anything else is a path. One is never
+put in the place of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+from diffusion_core.errors import WorkbenchError
+from policy.data import reader
+from policy.data.replay import ReplayBuffer
+
+log = logging.getLogger(__name__)
+
+Obs: TypeAlias = Literal["state", "keypoints", "image"]
+State: TypeAlias = Float[np.ndarray, "steps 5"]
+Keypoints: TypeAlias = Float[np.ndarray, "steps 20"]
+Images: TypeAlias = UInt8[np.ndarray, "steps 96 96 3"]
+
+SHAPES = {"action": (2,), "state": (5,), "keypoint": (9, 2), "n_contacts": (1,), "img": (96, 96, 3)}
+NEEDS: dict[str, tuple[str, ...]] = {"state": ("state",), "keypoints": ("keypoint", "state"), "image": ("img", "state")}
+
+EXPERT = Path(__file__).with_name("pusht_expert.zarr.zip")
+HUMAN_URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
+HUMAN_ARCHIVE = "pusht.zip"
+# Of the two files as this project's measurements used them (WORKBENCH_DATA), smallest first.
+HUMAN_SHA256 = {
+    "pusht_cchi_v7_replay_lowdim.zarr.zip": "dad2dfde9cb7f9f96393a227d013e09e9f62138260517d83979130bf62b57fac",
+    "pusht_cchi_v7_replay.zarr.zip": "53c2414fb1d864248dfe0f05ddf70a211b96b6d3f10c4810ad077e12443ca40a",
+}
+# `content_sha256` of the decoded arrays of those files, images as bytes.
+HUMAN_LOW_DIM = "e29335ff7e8b954146ae3da46b8c5d416f7c6b0528cba667282d0ab1e4ee994c"
+HUMAN_IMAGES = "ebc19118eb1ea62caafca6b32eab1e85cfae5e06597f6a11208e4f0dfd630377"
+
+ABOUT = {
+    "expert": (
+        "demonstrations of this project's scripted Push-T expert, shipped with it; made by "
+        "`python -m policy.data generate`, low-dimensional only"
+    ),
+    "human": (
+        "206 human Push-T demonstrations at 10 Hz of Chi et al. 2023, Diffusion Policy (arXiv 2303.04137), MIT licence, "
+        "(c) 2023 Columbia Artificial Intelligence and Robotics Lab; they stop near a coverage of 0.90, below the 0.95 "
+        "that counts as success"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A file on this machine, its sha256, and whether its arrays have still to be compared with the known ones."""
+
+    path: Path
+    sha256: str
+    check_content: bool = False
+
+
+def load(source: str, obs: Obs, download: bool = True) -> tuple[ReplayBuffer, str]:
+    """Load what a policy with these observations needs: its arrays and `action`, validated.
+
+    Args:
+        source: "expert", "human" or the path of a store.
+        obs: "state", "keypoints" or "image"; images are kept as bytes.
+        download: fetch the human demonstrations when this machine has none.
+
+    Returns:
+        The buffer, and one line for the config, log and report: source, path, sha256, episodes, steps.
+
+    Raises:
+        WorkbenchError: the source is not there, fails its checksum, is damaged, or lacks the arrays.
+    """
+    _check_obs(obs)
+    keys = ("action", *NEEDS[obs])
+    if source == "human":
+        located = fetch_human(obs == "image", download)
+    else:
+        located = _locate(source)
+    held = set(reader.describe(located.path)[1])
+    if missing := [k for k in keys if k not in held]:
+        raise _lacks(f"{source} ({located.path})", missing, obs)
+    buffer = ReplayBuffer.load(located.path, keys, SHAPES, ("img",) if obs == "image" else ())
+    if located.check_content and obs == "image":
+        _check_images(buffer, located.path)
+    digest = located.sha256 or "of content " + content_sha256(buffer.arrays | {"episode_ends": buffer.episode_ends})
+    line = f"{source}: {located.path}, sha256 {digest}, {buffer.n_episodes} episodes, {buffer.n_steps} steps"
+    log.info("demonstrations %s", line)
+    return ReplayBuffer(buffer.arrays, buffer.episode_ends, source, buffer.attributes), line
+
+
+def observations(buffer: ReplayBuffer, obs: Obs) -> State | Keypoints | dict[str, Shaped[np.ndarray, "steps ..."]]:
+    """View the steps of a buffer as the environment's observations of the same name.
+
+    Returns:
+        "state": agent xy, block xy (px), block angle (rad, in [0, 2 pi): it jumps where the T turns through 0).
+        "keypoints": nine block keypoints, then agent xy (px).
+        "image": {"image": (steps, 96, 96, 3) uint8, "agent_pos": (steps, 2) px}.
+
+    Raises:
+        WorkbenchError: the buffer lacks the arrays, or holds images that are not integers 0 to 255.
+    """
+    _check_obs(obs)
+    arrays = buffer.arrays
+    if missing := [k for k in NEEDS[obs] if k not in arrays]:
+        raise _lacks(buffer.source, missing, obs)
+    if obs == "state":
+        return arrays["state"]
+    if obs == "keypoints":
+        return np.concatenate([arrays["keypoint"].reshape(buffer.n_steps, 18), arrays["state"][:, :2]], axis=1)
+    return {"image": reader.as_bytes(arrays["img"], f"{buffer.source}: img"), "agent_pos": arrays["state"][:, :2]}
+
+
+def fetch_human(images: bool, download: bool = True, progress: bool = False) -> Located:
+    """Find the human demonstrations, or download and verify them.
+
+    Looked for in `$WORKBENCH_DATA/policy/` (either file; the one without images only when none are asked) and then in
+    the user's cache. Those files are compared with their known sha256. The public archive is downloaded from its
+    authors; the sha256 of that zip is not known to us, so its *content* is compared instead: the decoded arrays must
+    have the digests of the arrays we know, which also makes a re-zipped copy acceptable and a changed number not. A
+    file in the cache that fails is renamed to `<name>.bad-<sha256 begins>`, neither used nor deleted; one in
+    `$WORKBENCH_DATA` is left where it is.
+
+    Args:
+        images: whether images are needed.
+        download: whether to go to the network when nothing is found.
+        progress: draw a progress bar while downloading.
+
+    Raises:
+        WorkbenchError: nothing found and nothing downloaded, or a file that is not what it should be.
+    """
+    staged = [n for n in HUMAN_SHA256 if not images or "lowdim" not in n]
+    looked = []
+    if root := os.environ.get("WORKBENCH_DATA"):
+        looked = [Path(root).expanduser() / "policy" / n for n in staged]
+    for path in looked:
+        if path.exists():
+            got = file_sha256(path)
+            if got != HUMAN_SHA256[path.name]:
+                raise WorkbenchError(
+                    f"{path}: got sha256 {got}; expected {HUMAN_SHA256[path.name]}: the file is left as it is and not "
+                    f"used; replace it, or move it away and run python -m policy.data fetch human."
+                )
+            return Located(path, got)
+    cached = _cache() / HUMAN_ARCHIVE
+    if not cached.exists():
+        where = ", ".join(map(str, [*looked, cached])) + ("" if root else " (WORKBENCH_DATA is not set)")
+        if not download:
+            raise _not_found(where, "not asked to download")
+        try:
+            _download(cached, progress)
+        except Exception as error:  # requests, urllib3 and the disk have each their own
+            raise _not_found(where, f"the download failed: {type(error).__name__}") from error
+        _check_content(cached, images=True)
+    else:
+        _check_content(cached, images=False)
+    return Located(cached, file_sha256(cached), check_content=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_sha256(arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> str:
+    """Return the sha256 of named arrays, whatever file they came from.
+
+    Over the names in sorted order: "name dtype shape" and a line feed, then the C-ordered little-endian bytes.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name])
+        values = values.astype(values.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
+def _locate(source: str) -> Located:
+    path = EXPERT if source == "expert" else Path(source).expanduser()
+    if not path.exists():
+        remedy = (
+            f"make it with python -m policy.data generate out={path}, or reinstall the project"
+            if source == "expert"
+            else "name expert, human or the path of a store"
+        )
+        raise WorkbenchError(f"demonstrations {source!r}: got nothing at {path}; expected a replay store: {remedy}.")
+    return Located(path, "" if path.is_dir() else file_sha256(path))
+
+
+def _cache() -> Path:
+    import pooch
+
+    return Path(pooch.os_cache("diffusion-workbench")) / "policy"
+
+
+def _download(target: Path, progress: bool) -> None:
+    import pooch
+
+    log.warning("downloading the human demonstrations from %s to %s", HUMAN_URL, target)
+    # Its advice to paste the hash it computed would defeat the check made here.
+    pooch.get_logger().setLevel(logging.WARNING)
+    downloader = pooch.HTTPDownloader(timeout=30, progressbar=progress)
+    pooch.retrieve(HUMAN_URL, known_hash=None, fname=target.name, path=target.parent, downloader=downloader)
+
+
+def _check_content(path: Path, images: bool) -> None:
+    keys = [k for k in SHAPES if k != "img"]
+    try:
+        buffer = ReplayBuffer.load(path, [*keys, "img"] if images else keys, SHAPES, ("img",) if images else ())
+    except WorkbenchError as error:
+        raise WorkbenchError(f"{error} The file was {_put_aside(path)}.") from error
+    known = {k: buffer.arrays[k] for k in keys} | {"episode_ends": buffer.episode_ends}
+    _compare(path, "arrays", content_sha256(known), HUMAN_LOW_DIM)
+    if images:
+        _check_images(buffer, path)
+
+
+def _check_images(buffer: ReplayBuffer, path: Path) -> None:
+    _compare(path, "images", content_sha256({"img": buffer.arrays["img"]}), HUMAN_IMAGES)
+
+
+def _compare(path: Path, what: str, got: str, expected: str) -> None:
+    if got != expected:
+        raise WorkbenchError(
+            f"{path}: got {what} of content sha256 {got}; expected {expected}: these are not the published "
+            f"demonstrations; the file was {_put_aside(path)}; run python -m policy.data fetch human again."
+        )
+
+
+def _put_aside(path: Path) -> str:
+    aside = path.with_name(f"{path.name}.bad-{file_sha256(path)[:8]}")
+    path.replace(aside)
+    return f"put aside as {aside} and not used"
+
+
+def _not_found(looked: str, why: str) -> WorkbenchError:
+    return WorkbenchError(
+        f"human demonstrations: got none at {looked}, and {why}; expected them there or at {HUMAN_URL}: run "
+        "python -m policy.data fetch human where there is a network, or set WORKBENCH_DATA."
+    )
+
+
+def _check_obs(obs: str) -> None:
+    if obs not in NEEDS:
+        raise WorkbenchError(f"obs: got {obs!r}; expected one of {', '.join(NEEDS)}.")
+
+
+def _lacks(source: str, missing: list[str], obs: str) -> WorkbenchError:
+    remedy = "use source human (or generate with images=true)" if "img" in missing else "use source expert or human"
+    return WorkbenchError(
+        f"{source}: got a store without {', '.join(missing)}; expected it for obs={obs}: {remedy}, or another obs."
+    )

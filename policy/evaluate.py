@@ -1,0 +1,258 @@
+"""Judge a policy in its simulator: ``python -m policy.evaluate checkpoint=pretrained/pusht``."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import logging
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from diffusion_core import checkpoint, results
+from diffusion_core.checkpoint import Checkpoint
+from diffusion_core.configure import build, table
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.noise import PerSample
+from diffusion_core.results import Estimate
+from diffusion_core.run import Run, launch
+from diffusion_core.solvers import Table
+from envs.rollout import Rollout, rollouts
+from policy.config import EvaluateConfig, EvaluationConfig, PolicyConfig, typed
+from policy.model import DiffusionPolicy, restore
+
+logger = logging.getLogger("workbench.policy")
+PRETRAINED = Path(__file__).parent / "pretrained"
+PUBLISHED: dict[str, list[dict[str, Any]]] = {
+    "pusht": [
+        {"method": "Diffusion Policy, CNN", "max": 0.95, "last_10": 0.91},
+        {"method": "Diffusion Policy, transformer", "max": 0.95, "last_10": 0.79},
+        {"method": "IBC", "max": 0.90, "last_10": 0.84},
+        {"method": "BET", "max": 0.79, "last_10": 0.70},
+        {"method": "LSTM-GMM", "max": 0.67, "last_10": 0.61},
+    ]
+}
+"""Mean max score on state-based Push-T, human demonstrations, 3 training seeds x 50 starts: Chi et al. 2023
+(arXiv 2303.04137), table 1. ``max``: best checkpoint; ``last_10``: mean of the last ten."""
+
+
+class Actor:
+    """A policy at work on many episodes at once, each with its own stream of noise.
+
+    In float64 the rounding that depends on the size of a batch disappears when the action is rounded to float32,
+    so an episode's result does not depend on which episodes run beside it.
+
+    Args:
+        policy: not modified; a copy in ``precision`` is used.
+        table: the sampler.
+        precision: "float64" or "float32".
+    """
+
+    def __init__(self, policy: DiffusionPolicy, table: Table, precision: str = "float64") -> None:
+        if precision not in ("float32", "float64"):
+            raise WorkbenchError(f"evaluation.precision: got {precision!r}; expected float32 or float64.")
+        self.dtype = torch.float64 if precision == "float64" else torch.float32
+        self.policy = copy.deepcopy(policy).to(self.dtype)
+        self.device = self.policy.action_normalizer.low.device
+        self.table = table
+        self.noise: dict[int, torch.Generator] = {}
+
+    def __call__(self, observations: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """The next actions of the episodes ``seeds``: (episodes, n_action_steps, action_dim) float32."""
+        for seed in seeds:
+            self.noise.setdefault(seed, torch.Generator().manual_seed(seed))
+        obs = torch.as_tensor(observations).to(self.device, self.dtype)
+        chunk = self.policy.plan(obs, self.table, PerSample([self.noise[seed] for seed in seeds]))
+        return self.policy.executed(chunk).to("cpu", torch.float32).numpy()
+
+
+def rollout(
+    policy: DiffusionPolicy,
+    config: PolicyConfig,
+    seeds: Sequence[int],
+    table: Table,
+    batch: int = 50,
+    film: Sequence[int] = (),
+    precision: str = "float64",
+    run: Run | None = None,
+) -> list[Rollout]:
+    """One episode per seed, in the order of ``seeds``; with a progress bar if ``run`` is given."""
+    episodes: Iterable[Rollout] = rollouts(
+        lambda: build(config.task.env, obs=config.task.obs),
+        Actor(policy, table, precision),
+        seeds,
+        policy.n_obs_steps,
+        batch,
+        film,
+    )
+    if run is not None:
+        episodes = run.progress(episodes, "rollouts", len(seeds))
+    by_seed = {episode.seed: episode for episode in episodes}
+    return [by_seed[seed] for seed in seeds]
+
+
+def metrics(episodes: Sequence[Rollout], control_hz: float = 10.0) -> dict[str, Estimate]:
+    """What the episodes say.
+
+    ``mean_max_score`` is the published metric: the best reward in an episode, averaged over episodes.
+    """
+    solved = [e for e in episodes if e.success]
+    return {
+        "mean_max_score": results.mean([max(e.rewards) for e in episodes]),
+        "success_rate": results.rate(len(solved), len(episodes)),
+        "final_coverage": results.mean([e.coverage[-1] for e in episodes]),
+        "max_coverage": results.mean([max(e.coverage) for e in episodes]),
+        "steps_to_success": results.mean([e.steps for e in solved], "steps of 0.1 s"),
+    }
+
+
+def latency(policy: DiffusionPolicy, table: Table, observations: np.ndarray) -> dict[str, Estimate]:
+    """Milliseconds to plan one chunk for one robot: batch 1, float32.
+
+    Args:
+        observations: (n, n_obs_steps, features), replanned one after the other, the first five to warm up.
+    """
+    actor = Actor(policy, table, "float32")
+    times = []
+    for i, obs in enumerate(observations):
+        start = time.perf_counter()
+        actor(obs[None], [i])
+        times.append(1e3 * (time.perf_counter() - start))
+    return {
+        "replan_p50": results.quantile(times[5:], 0.50, "ms"),
+        "replan_p95": results.quantile(times[5:], 0.95, "ms"),
+    }
+
+
+def evaluate(
+    saved: Checkpoint, config: PolicyConfig, evaluation: EvaluationConfig, run: Run, film: bool = True
+) -> tuple[dict[str, Any], list[Rollout], DiffusionPolicy]:
+    """Roll out one checkpoint; returns its results, its episodes and the policy.
+
+    Args:
+        config: the checkpoint's configuration, with the sampler to use.
+    """
+    policy, _ = restore(saved)
+    if torch.cuda.is_available():
+        policy = policy.cuda()
+    plan = table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
+    seeds = list(range(evaluation.first_seed, evaluation.first_seed + evaluation.n))
+    start = time.perf_counter()
+    filmed = seeds[: evaluation.film] if film else []
+    episodes = rollout(policy, config, seeds, plan, evaluation.batch, filmed, evaluation.precision, run)
+    seconds = time.perf_counter() - start
+    found = metrics(episodes) | latency(policy, plan, _some_observations(config, seeds, policy.n_obs_steps))
+    return (
+        {
+            "checkpoint": str(saved.path),
+            "step": saved.step,
+            "metrics": found,
+            "task": config.task.name,
+            "data": saved.meta["data"],
+            "sampler": {"solver": config.sampler, "grid": config.grid, "steps": config.steps},
+            "seeds": [seeds[0], seeds[-1]],
+            "precision": evaluation.precision,
+            "commit": results.commit(),
+            "trained_at_commit": saved.meta["commit"],
+            "seconds": round(seconds, 1),
+            "hardware": results.hardware(),
+        },
+        episodes,
+        policy,
+    )
+
+
+def _some_observations(config: PolicyConfig, seeds: Sequence[int], n_obs_steps: int, n: int = 105) -> np.ndarray:
+    env = build(config.task.env, obs=config.task.obs)
+    starts = [env.reset(seed=seeds[i % len(seeds)])[0] for i in range(n)]
+    env.close()
+    return np.stack([np.stack([start] * n_obs_steps) for start in starts])
+
+
+def evaluate_and_report(
+    saved: Sequence[Checkpoint],
+    config: PolicyConfig,
+    evaluation: EvaluationConfig,
+    out: Path,
+    command: str,
+    run: Run,
+) -> dict[str, Any]:
+    """Evaluate checkpoints (the newest last), write everything into ``out``, return the newest one's results.
+
+    Of the older ones only the score is kept: ``aggregates`` holds its maximum and its mean over checkpoints.
+    """
+    from policy import report
+
+    scores = []
+    for older in saved[:-1]:
+        found, _, _ = evaluate(older, config, evaluation, run, film=False)
+        scores.append(found["metrics"]["mean_max_score"].value)
+        logger.info("step %d: mean max score %s", older.step, found["metrics"]["mean_max_score"])
+    found, episodes, policy = evaluate(saved[-1], config, evaluation, run)
+    scores.append(found["metrics"]["mean_max_score"].value)
+    if len(scores) > 1:
+        found["aggregates"] = {
+            "checkpoints": len(scores),
+            "steps": [c.step for c in saved],
+            "max": max(scores),
+            "mean": float(np.mean(scores)),
+        }
+    found["command"] = command
+    found["published"] = PUBLISHED.get(config.task.name, [])
+    out.mkdir(parents=True, exist_ok=True)
+    results.write_json(out / "evaluation.json", found)
+    with (out / "episodes.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seed", "max_reward", "success", "final_coverage", "max_coverage", "steps"])
+        for e in episodes:
+            writer.writerow([e.seed, max(e.rewards), int(e.success), e.coverage[-1], max(e.coverage), e.steps])
+    page = report.write(out, found, episodes, policy, config, checkpoint.run_of(saved[-1].path))
+    summary = ", ".join(f"{name} {value}" for name, value in found["metrics"].items())
+    logger.info("evaluated %d episodes: %s", len(episodes), summary)
+    logger.info("report: %s", page)
+    return found
+
+
+def run(request: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate what ``request`` names."""
+    if not request.checkpoint:
+        raise WorkbenchError(
+            "checkpoint: got none; expected checkpoint=<run folder>, a checkpoint folder, or checkpoint=pretrained/pusht."
+        )
+    newest = checkpoint.find(request.checkpoint, PRETRAINED).require("policy")
+    home = checkpoint.run_of(newest.path)
+    saved = [newest]
+    if request.last > 1:
+        paths = checkpoint.listing(home) if home else []
+        if len(paths) < request.last:
+            raise WorkbenchError(
+                f"last: got {request.last}, but {request.checkpoint} has {max(len(paths), 1)} checkpoints; expected at "
+                "most that many (train.keep sets how many a run keeps)."
+            )
+        saved = [checkpoint.load(path) for path in paths[-request.last :]]
+    config = typed(PolicyConfig, newest.config)
+    config.sampler = request.sampler or config.sampler
+    config.grid = request.grid or config.grid
+    config.steps = request.steps or config.steps
+    name = request.checkpoint.strip("/").replace("/", "-")
+    out = Path(request.out) if request.out else (home / "evaluation" if home else Path("runs") / f"evaluation-{name}")
+    out.mkdir(parents=True, exist_ok=True)
+    evaluation = EvaluationConfig(request.first_seed, request.n, request.batch, request.film, request.precision)
+    command = "python -m policy.evaluate " + " ".join(sys.argv[1:])
+    return evaluate_and_report(saved, config, evaluation, out, command, Run(out))
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="evaluate")
+def _hydra_main(values: DictConfig) -> None:
+    run(typed(EvaluateConfig, values))
+
+
+if __name__ == "__main__":
+    launch(_hydra_main)

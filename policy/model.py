@@ -1,0 +1,136 @@
+"""The diffusion policy: a distribution over action chunks given the last observations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffusion_core import sample
+from diffusion_core.checkpoint import Checkpoint, fill
+from diffusion_core.configure import bind, build
+from diffusion_core.denoise import NetworkDenoiser
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.loss import Draws, Weighting, denoising_loss, simple, uniform_times
+from diffusion_core.noise import Noise
+from diffusion_core.normalize import MinMax
+from diffusion_core.predict import PREDICTIONS
+from diffusion_core.solvers import Table
+from policy.config import PolicyConfig, typed
+
+
+class DiffusionPolicy(nn.Module):
+    """``p(action chunk | last observations)`` as a diffusion over normalised actions.
+
+    A chunk spans ``horizon`` steps and begins with the oldest of the ``n_obs_steps`` observations, so the action
+    for now sits at index ``n_obs_steps - 1``; from there ``n_action_steps`` are executed before the next replan.
+
+    Args:
+        denoiser: over chunks (batch, horizon, action_dim), conditioned on flat normalised observations.
+        obs_normalizer, action_normalizer: to [-1, 1]; their values are part of the weights.
+        horizon, n_obs_steps, n_action_steps: in control steps.
+        weighting: of the training loss.
+        n_train: training times are drawn on the steps of a discrete-time model with this many; 0: uniformly.
+
+    Source: Chi et al. 2023, section 3 (arXiv 2303.04137).
+    """
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        obs_normalizer: MinMax,
+        action_normalizer: MinMax,
+        horizon: int,
+        n_obs_steps: int,
+        n_action_steps: int,
+        weighting: Weighting = simple,
+        n_train: int = 0,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.obs_normalizer = obs_normalizer
+        self.action_normalizer = action_normalizer
+        self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
+        self.weighting = weighting
+        self.times = partial(uniform_times, n_train=n_train or None)
+
+    def condition(self, obs: Float[Tensor, "batch n_obs features"]) -> Float[Tensor, "batch cond"]:
+        """Observations in their own units to the denoiser's condition."""
+        return self.obs_normalizer.normalize(obs).flatten(1)
+
+    def forward(self, batch: dict[str, Tensor], draws: Draws) -> Float[Tensor, " batch"]:
+        """The training loss of each sample; ``batch`` has ``obs`` (batch, n_obs, features) and ``action``."""
+        x0 = self.action_normalizer.normalize(batch["action"])
+        return denoising_loss(self.denoiser, x0, self.condition(batch["obs"]), draws, self.times, self.weighting)
+
+    @torch.no_grad()
+    def plan(
+        self, obs: Float[Tensor, "batch n_obs features"], table: Table, noise: Noise
+    ) -> Float[Tensor, "batch horizon action"]:
+        """Sample one chunk per observation, in the environment's units.
+
+        Args:
+            obs: the last ``n_obs_steps`` observations, oldest first, in their own units.
+            table: a solver's table.
+            noise: source of the starting and of the fresh noise.
+        """
+        for state in self.denoising(obs, table, noise):
+            x = state.x
+        return self.action_normalizer.unnormalize(x)
+
+    def denoising(self, obs: Tensor, table: Table, noise: Noise) -> Iterator[sample.State]:
+        """The trajectory behind `plan`, in normalised units."""
+        cond = self.condition(obs)
+        x = noise.normal((len(obs), self.horizon, len(self.action_normalizer.low)), cond.dtype, cond.device)
+        return sample.trajectory(self.denoiser, table, x, cond, noise)
+
+    def executed(self, chunk: Float[Tensor, "batch horizon action"]) -> Any:
+        """The part of a chunk that is carried out before the next replan."""
+        first = self.n_obs_steps - 1
+        return chunk[:, first : first + self.n_action_steps]
+
+
+def assemble(config: PolicyConfig, obs_normalizer: MinMax, action_normalizer: MinMax) -> DiffusionPolicy:
+    """The policy that ``config`` describes.
+
+    Args:
+        obs_normalizer, action_normalizer: their feature counts give the network's shape.
+    """
+    network = build(
+        config.network,
+        horizon=config.horizon,
+        dim=len(action_normalizer.low),
+        cond_dim=config.n_obs_steps * len(obs_normalizer.low),
+    )
+    if config.prediction not in PREDICTIONS:
+        raise WorkbenchError(f"prediction: got {config.prediction!r}; expected one of {', '.join(PREDICTIONS)}.")
+    denoiser = NetworkDenoiser(network, build(config.schedule), config.prediction, config.clip)
+    return DiffusionPolicy(
+        denoiser,
+        obs_normalizer,
+        action_normalizer,
+        config.horizon,
+        config.n_obs_steps,
+        config.n_action_steps,
+        bind(config.loss),
+        config.n_train,
+    )
+
+
+def restore(saved: Checkpoint) -> tuple[DiffusionPolicy, PolicyConfig]:
+    """The policy in a checkpoint, in evaluation mode, and its configuration.
+
+    Raises:
+        WorkbenchError: the checkpoint is not a policy's, or is damaged.
+    """
+    saved.require("policy")
+    config = typed(PolicyConfig, saved.config)
+    weights = saved.tensors("model")
+    sizes = [len(weights.get(f"{name}_normalizer.low", ())) for name in ("obs", "action")]
+    policy = assemble(config, *(MinMax.empty(size) for size in sizes))
+    fill(policy, weights, saved.path)
+    return policy.requires_grad_(False).eval(), config

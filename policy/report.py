@@ -1,0 +1,177 @@
+"""What a person looks at: videos, the denoising of one chunk, the learning curve, one page with all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from diffusion_core.configure import build, table
+from diffusion_core.noise import PerSample
+from diffusion_core.report import ACCENT, INK, MUTED, WARM, Page, save_figure, subplots, write_video
+from diffusion_core.run import read_metrics
+from envs.rollout import Rollout
+from policy.config import PolicyConfig, plain
+from policy.model import DiffusionPolicy
+
+SUCCESS_COVERAGE = 0.95
+NAMES = {
+    "mean_max_score": "mean max score (published metric)",
+    "success_rate": "success rate (coverage above 0.95)",
+    "final_coverage": "coverage at the end",
+    "max_coverage": "best coverage",
+    "steps_to_success": "steps to success (solved episodes)",
+    "replan_p50": "time to replan, median",
+    "replan_p95": "time to replan, 95th percentile",
+}
+
+
+def write(
+    out: Path,
+    found: dict[str, Any],
+    episodes: Sequence[Rollout],
+    policy: DiffusionPolicy,
+    config: PolicyConfig,
+    run: Path | None,
+) -> Path:
+    """Write videos, figures and ``report.html`` into ``out``; returns the page's path.
+
+    Args:
+        found: the results, as in ``evaluation.json``.
+        episodes: what was rolled out; those with frames become videos.
+        run: the folder whose ``metrics.jsonl`` holds the learning curve, if there is one.
+    """
+    page = Page(
+        f"Policy on {config.task.name}: mean max score {found['metrics']['mean_max_score'].value:.3f}",
+        f"{len(episodes)} episodes from seeds {found['seeds'][0]} to {found['seeds'][1]}; trained on {found['data']}.",
+    )
+    page.numbers({NAMES.get(name, name): estimate for name, estimate in found["metrics"].items()})
+    if found["published"]:
+        page.heading("Beside the published numbers")
+        page.table(*published_table(found))
+        page.text(
+            "Published rows: Chi et al. 2023 (arXiv 2303.04137), table 1, trained on 206 human demonstrations, three "
+            "training seeds, maximum over checkpoints and mean of the last ten. Ours: one training seed, the newest "
+            "checkpoint unless aggregates are given, the data named above. Starts and metric are the published ones."
+        )
+    filmed = [e for e in episodes if e.frames]
+    if filmed:
+        page.heading("Episodes")
+        paths = [write_video(out / f"seed_{e.seed}.mp4", e.frames, fps=10) for e in filmed]
+        page.videos(paths, [describe(e) for e in filmed])
+        page.text("The first seeds, not chosen by outcome. The cross is the commanded target of the finger.")
+    page.heading("All episodes")
+    page.figure(episode_figure(out / "episodes.png", episodes), "Left: coverage over time, one line per episode. "
+                "Right: the best coverage of each episode, sorted; the line is the success threshold.")
+    page.heading("How an action chunk comes out of noise")
+    page.figure(
+        denoising_figure(out / "denoising.png", policy, config, found["seeds"][0]),
+        f"64 samples for the first observation of seed {found['seeds'][0]}, from noise (left) to actions (right); "
+        "each line is one chunk of future finger positions, dark at its beginning.",
+    )
+    if run is not None and any("loss" in r for r in read_metrics(run)):
+        page.heading("Learning curve")
+        page.figure(learning_figure(out / "learning_curve.png", run), "Training and validation loss, and the score of "
+                    "ten validation rollouts during training (other seeds than the test).")
+    page.heading("How to get these numbers again")
+    page.code(
+        "\n".join(
+            [
+                found["command"],
+                f"# checkpoint {found['checkpoint']}, step {found['step']}, trained at commit {found['trained_at_commit']}",
+                f"# evaluated at commit {found['commit']} in {found['seconds']} s, {found['precision']}",
+                f"# {found['hardware']}",
+            ]
+        )
+    )
+    page.code(OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+    return page.write(out / "report.html")
+
+
+def published_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]], int]:
+    """Head, rows and the index of our own row."""
+    score, success = found["metrics"]["mean_max_score"], found["metrics"]["success_rate"]
+    aggregates = found.get("aggregates")
+    ours = [
+        "this checkpoint",
+        f"{aggregates['max']:.2f} / {aggregates['mean']:.2f}" if aggregates else f"{score.value:.2f} (newest only)",
+        f"{success.value:.2f}",
+        "1 x " + str(score.n),
+    ]
+    rows = [[r["method"], f"{r['max']:.2f} / {r['last_10']:.2f}", "not given", "3 x 50"] for r in found["published"]]
+    return ["method", "mean max score: best / last ten checkpoints", "success", "training seeds x episodes"], [ours, *rows], 0
+
+
+def describe(episode: Rollout) -> str:
+    """One line on an episode."""
+    end = f"solved in {episode.steps} steps" if episode.success else f"not solved in {episode.steps} steps"
+    return f"seed {episode.seed}: {end}, best coverage {max(episode.coverage):.2f}"
+
+
+def episode_figure(path: Path, episodes: Sequence[Rollout]) -> Path:
+    """Coverage over time and the best coverage of each episode."""
+    figure, axes = subplots(1, 2, 11, 3.4)
+    left, right = axes[0]
+    for e in episodes:
+        left.plot(0.1 * np.arange(1, e.steps + 1), e.coverage, color=ACCENT if e.success else WARM, alpha=0.45, lw=1)
+    left.axhline(SUCCESS_COVERAGE, color=INK, lw=0.8, ls="--")
+    left.set(xlabel="time (s)", ylabel="coverage of the goal", ylim=(0, 1.02))
+    left.plot([], [], color=ACCENT, label="solved")
+    left.plot([], [], color=WARM, label="not solved")
+    left.legend(loc="lower right")
+    best = sorted(((max(e.coverage), e.success) for e in episodes), reverse=True)
+    right.bar(range(len(best)), [b for b, _ in best], color=[ACCENT if s else WARM for _, s in best], width=0.85)
+    right.axhline(SUCCESS_COVERAGE, color=INK, lw=0.8, ls="--")
+    right.set(xlabel="episode, sorted", ylabel="best coverage", ylim=(0, 1.02))
+    return save_figure(figure, path)
+
+
+def denoising_figure(path: Path, policy: DiffusionPolicy, config: PolicyConfig, seed: int, samples: int = 64) -> Path:
+    """Many chunks for one observation at up to six moments of the sampler, over the rendered scene."""
+    env = build(config.task.env, obs=config.task.obs)
+    observation, _ = env.reset(seed=seed)
+    scene = np.asarray(env.render())
+    env.close()
+    low = policy.action_normalizer.low
+    obs = torch.as_tensor(np.stack([observation] * policy.n_obs_steps)).to(low.device, torch.float32)
+    obs = obs.expand(samples, *obs.shape)
+    plan = table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
+    states = list(policy.denoising(obs, plan, PerSample.from_seeds(range(samples))))
+    start = PerSample.from_seeds(range(samples)).normal((samples, policy.horizon, len(low)), torch.float32, low.device)
+    moments = [(float(plan.times[0]), start)] + [(s.t, s.x) for s in states]
+    chosen = np.unique(np.linspace(0, len(moments) - 1, min(6, len(moments))).round().astype(int))
+    figure, axes = subplots(1, len(chosen), 2.2 * len(chosen), 2.5)
+    for axis, i in zip(axes[0], chosen, strict=True):
+        t, x = moments[i]
+        chunks = policy.action_normalizer.unnormalize(x).cpu().numpy()
+        axis.imshow(scene, extent=(0, 512, 512, 0), alpha=0.55)
+        for chunk in chunks:
+            axis.plot(chunk[:, 0], chunk[:, 1], color=MUTED, lw=0.4, alpha=0.5)
+            axis.scatter(chunk[:, 0], chunk[:, 1], c=np.arange(len(chunk)), cmap="plasma", s=3, zorder=3, lw=0)
+        axis.set(xlim=(0, 512), ylim=(512, 0), xticks=[], yticks=[], title=f"t = {t:.2f}")
+        axis.set_aspect("equal")
+    return save_figure(figure, path)
+
+
+def learning_figure(path: Path, run: Path) -> Path:
+    """Loss and validation score over optimizer steps."""
+    records = read_metrics(run)
+    figure, axes = subplots(1, 2, 11, 3.2)
+    left, right = axes[0]
+
+    def series(key: str) -> tuple[list[int], list[float]]:
+        found = [(r["step"], r[key]) for r in records if key in r]
+        return [s for s, _ in found], [v for _, v in found]
+
+    left.plot(*series("loss"), color=ACCENT, lw=1.2, label="training (raw weights)")
+    if series("validation_loss")[0]:
+        left.plot(*series("validation_loss"), color=WARM, marker="o", ms=3, lw=1.2, label="held-out (averaged weights)")
+    left.set(xlabel="optimizer step", ylabel="loss", yscale="log")
+    left.legend()
+    right.plot(*series("validation_score"), color=ACCENT, marker="o", ms=4, lw=1.2)
+    right.set(xlabel="optimizer step", ylabel="mean max score, 10 rollouts", ylim=(0, 1.02))
+    return save_figure(figure, path)

@@ -1,0 +1,183 @@
+"""Train a policy: ``python -m policy.train task=pusht``.
+
+Loads demonstrations, trains, rolls the policy out in the simulator and leaves a run folder with checkpoints,
+metrics, an evaluation, videos and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from diffusion_core import checkpoint, results
+from diffusion_core.configure import build, table
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.loss import Draws
+from diffusion_core.normalize import MinMax
+from diffusion_core.run import Run, launch
+from diffusion_core.train import fit
+from policy import config as schema
+from policy import evaluate
+from policy.config import PolicyConfig
+from policy.data import sources
+from policy.data.demonstrations import Demonstrations
+from policy.data.replay import concatenate
+from policy.data.windows import limit_episodes, train_validation_split
+from policy.model import DiffusionPolicy, assemble
+
+logger = logging.getLogger("workbench.policy")
+VALIDATION_SEEDS = range(50_000, 50_010)
+"""Starts of the rollouts during training: neither the test seeds (100000...) nor the demonstrations'."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What training needs of the demonstrations."""
+
+    training: Demonstrations
+    validation: Demonstrations | None
+    provenance: str
+
+
+def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
+    """The demonstrations that ``config.data`` names, split and cut into windows.
+
+    Raises:
+        WorkbenchError: they are missing or damaged.
+    """
+    buffer, provenance = sources.load(config.data.source, config.task.obs)
+    training, validation = train_validation_split(
+        buffer.n_episodes, config.data.validation_fraction, config.data.seed
+    )
+    if config.data.max_episodes:
+        training = limit_episodes(training, config.data.max_episodes, config.data.seed)
+
+    def cut(episodes: Any, mirror: bool) -> Demonstrations:
+        part = buffer.subset(episodes)
+        if mirror:
+            if config.task.mirror is None:
+                raise WorkbenchError(
+                    f"data.mirror: task {config.task.name} has no mirror symmetry; expected data.mirror=false."
+                )
+            part = concatenate([part, replace(part, arrays=build(config.task.mirror, part.arrays))])
+        return Demonstrations(
+            sources.observations(part, config.task.obs),
+            part.arrays["action"],
+            part.episode_ends,
+            config.horizon,
+            config.n_obs_steps,
+            config.n_action_steps,
+            device,
+        )
+
+    held_out = cut(validation, False) if len(validation) else None
+    return Data(cut(training, config.data.mirror), held_out, provenance)
+
+
+def validator(config: PolicyConfig, data: Data, run: Run) -> Callable[[nn.Module, int], dict[str, float]]:
+    """A function that judges a policy during training: held-out loss, and the score of a few rollouts."""
+
+    @torch.no_grad()
+    def validate(policy: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(policy, DiffusionPolicy)
+        judged = evaluate.rollout(policy, config, VALIDATION_SEEDS, table_of(config, policy))
+        values = {"validation_score": sum(max(r.rewards) for r in judged) / len(judged)}
+        if data.validation is not None:
+            # the same rows and noise every time, so that the curve shows the policy and not the draw
+            rows = torch.arange(len(data.validation))
+            draws = Draws(torch.Generator(device=data.validation.obs.device).manual_seed(0))
+            values["validation_loss"] = float(policy(data.validation.batch(rows), draws).mean())
+        return values
+
+    return validate
+
+
+def table_of(config: PolicyConfig, policy: DiffusionPolicy) -> Any:
+    """The solver's table that ``config`` asks for."""
+    return table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
+
+
+def run(config: PolicyConfig) -> Path:
+    """Train, evaluate and report; returns the run's folder."""
+    from accelerate import PartialState
+
+    distributed = PartialState()
+    torch.manual_seed(config.train.seed)
+    here = open_run(config, distributed)
+    here.log_to_file()
+    data = load_data(config, distributed.device)
+    logger.info("data: %s; %d training windows", data.provenance, len(data.training))
+    policy = assemble(config, MinMax.fit(data.training.obs), MinMax.fit(data.training.action))
+    # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
+    policy.denoiser.bind(table_of(config, policy).times)
+    logger.info("run: %s; %d parameters", here.path, sum(p.numel() for p in policy.denoiser.parameters()))
+    meta = {"domain": "policy", "task": config.task.name, "data": data.provenance, "commit": results.commit()}
+    average = fit(
+        policy,
+        data.training,
+        config.train,
+        here,
+        saved_config=schema.plain(config),
+        meta=meta,
+        evaluate=validator(config, data, here),
+        evaluate_every=config.validate_every,
+    )
+    if distributed.is_main_process:
+        assert isinstance(average, DiffusionPolicy)
+        newest = checkpoint.find(here.path)
+        evaluate.evaluate_and_report(
+            [newest], config, config.evaluation, here.path / "evaluation", command=command(), run=here
+        )
+    return here.path
+
+
+def open_run(config: PolicyConfig, distributed: Any) -> Run:
+    """The run to resume, or a new one; the same folder in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    if config.resume:
+        path = Path(config.resume)
+        if not (path / "config.yaml").exists():
+            raise WorkbenchError(f"resume: {path} has no config.yaml; expected the folder of a run (runs/<date>/<name>).")
+        return Run(path, distributed.is_main_process)
+    paths: list[Any] = [None]
+    if distributed.is_main_process:
+        new = Run.create(Path(config.runs), f"policy-{config.task.name}")
+        schema.save(config, new.path / "config.yaml")
+        paths = [str(new.path)]
+    return Run(Path(broadcast_object_list(paths)[0]), distributed.is_main_process)
+
+
+def command() -> str:
+    """How this process was started, for the results file."""
+    import sys
+
+    return "python -m policy.train " + " ".join(sys.argv[1:])
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="train")
+def _hydra_main(values: DictConfig) -> None:
+    config = schema.typed(PolicyConfig, values)
+    if config.resume:
+        saved = Path(config.resume) / "config.yaml"
+        others = [o for o in hydra.core.hydra_config.HydraConfig.get().overrides.task if not o.startswith("resume=")]
+        if others:
+            raise WorkbenchError(
+                f"resume: got {others} besides; a resumed run keeps its own configuration: leave them out, or start anew."
+            )
+        if saved.exists():
+            config = schema.typed(PolicyConfig, OmegaConf.load(saved))
+            config.resume = str(values.resume)
+    run(config)
+
+
+if __name__ == "__main__":
+    launch(_hydra_main)
