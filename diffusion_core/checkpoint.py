@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -143,9 +144,16 @@ def load(path: Path) -> Checkpoint:
             f"checkpoint {path}: {Path(str(error.filename)).name} is missing; expected a folder with model.safetensors, "
             "config.yaml and meta.json: name a run, or one of its checkpoints/step_* folders."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"checkpoint {path}: meta.json is damaged ({error}); copy the checkpoint again.") from None
-    if meta.get("format") != FORMAT or not isinstance(config, dict):
+    except (json.JSONDecodeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        file = "config.yaml" if isinstance(error, yaml.YAMLError) else "meta.json"
+        text = " ".join(str(error).split())
+        raise WorkbenchError(f"checkpoint {path}: {file} is damaged ({text}); copy the checkpoint again.") from None
+    if not isinstance(meta, dict) or not {"step", "domain", "task"} <= meta.keys() or not isinstance(config, dict):
+        raise WorkbenchError(
+            f"checkpoint {path}: meta.json and config.yaml do not hold what a checkpoint's do (step, domain, task; a "
+            "configuration): copy the checkpoint again."
+        )
+    if meta.get("format") != FORMAT:
         raise WorkbenchError(
             f"checkpoint {path}: got format {meta.get('format')}, expected {FORMAT}: it was written by another version."
         )

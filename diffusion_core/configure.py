@@ -33,9 +33,17 @@ def target(leaf: Mapping[str, Any]) -> Any:
         )
     module, _, name = path.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise WorkbenchError(f"configuration: _target_={path!r} cannot be imported: {error}.") from error
+    # our modules import foreign names too, and those must not be reachable through us
+    home = getattr(found, "__module__", None) or ""
+    if not callable(found) or home.split(".")[0] not in OWN_PACKAGES:
+        raise WorkbenchError(
+            f"configuration: got _target_={path!r}, which is {'of ' + home if home else 'no function or class'}; "
+            f"expected a function or class that one of {', '.join(OWN_PACKAGES)} defines."
+        )
+    return found
 
 
 def build(leaf: Mapping[str, Any], *arguments: Any, **more: Any) -> Any:

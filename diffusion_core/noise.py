@@ -6,7 +6,7 @@ A sample must not depend on who shares its batch: `PerSample` gives every elemen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusion_core.errors import WorkbenchError
 
 
+@runtime_checkable
 class Noise(Protocol):
     """Anything that draws standard normal tensors of a given shape, batch axis first."""
 

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,20 +110,26 @@ def commit() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, completely or not at all; `Estimate` becomes a dictionary."""
+    """Write ``content`` as JSON, completely or not at all; `Estimate` becomes a dictionary, NaN and infinity null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, default=_plain, allow_nan=True) + "\n")
+    partial.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
     partial.replace(path)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
-        return asdict(value)
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"cannot write {type(value).__name__} as JSON")

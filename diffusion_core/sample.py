@@ -23,7 +23,6 @@ class State(NamedTuple):
     x0_hat: Tensor
 
 
-@torch.no_grad()
 def trajectory(
     denoiser: Denoiser, table: Table, x: Tensor, cond: Any = None, noise: Noise | None = None
 ) -> Iterator[State]:
@@ -43,7 +42,14 @@ def trajectory(
     Raises:
         WorkbenchError: the table adds noise and no source was given.
     """
-    yield from _steps(denoiser, table, x, cond, noise)
+    steps = _steps(denoiser, table, x, cond, noise)
+    while True:
+        # not around the loop: gradients would be off for whoever reads the trajectory, too
+        with torch.no_grad():
+            state = next(steps, None)
+        if state is None:
+            return
+        yield state
 
 
 @torch.no_grad()
@@ -55,7 +61,7 @@ def sample(denoiser: Denoiser, table: Table, x: Tensor, cond: Any = None, noise:
 
 
 def _steps(denoiser: Denoiser, table: Table, x: Tensor, cond: Any, noise: Noise | None) -> Iterator[State]:
-    # bare, so that `sample` enters no_grad once and not, as a decorated generator does, at every step
+    # bare, so that `sample` enters no_grad once and not at every step
     if noise is None and bool((table.noise != 0.0).any()):
         raise WorkbenchError("sampling: this solver adds noise and got noise=None; expected a diffusion_core.noise source.")
     evaluate = denoiser.bind(table.times, cond)

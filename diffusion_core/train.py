@@ -13,8 +13,9 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -74,6 +75,7 @@ class TrainConfig:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """What the loop needs to know of data: how much there is, and how to get a batch."""
 
@@ -85,19 +87,23 @@ class Dataset(Protocol):
 
 @dataclass
 class TrainState:
-    """All that changes in training; its fields are the checkpoint."""
+    """All that changes in training; its fields are the checkpoint.
+
+    ``losses`` are those since the last record, so that a resumed run writes the records of an undisturbed one.
+    """
 
     step: int
     model: nn.Module
     average: nn.Module
     optimizer: torch.optim.Optimizer
+    losses: list[Tensor] = field(default_factory=list)
 
     def save(self, run: Run, config: dict[str, Any], meta: dict[str, Any]) -> None:
         """Write a checkpoint of this state into the run."""
         training = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors = {
             "model": self.average.state_dict(),
-            "training": training | checkpoint.optimizer_tensors(self.optimizer),
+            "training": training | checkpoint.optimizer_tensors(self.optimizer) | {"losses": torch.tensor(self.losses)},
         }
         checkpoint.save(run.checkpoints, self.step, tensors, config, meta)
 
@@ -108,6 +114,7 @@ class TrainState:
         checkpoint.fill(self.model, weights, saved.path)
         checkpoint.fill(self.average, saved.tensors("model"), saved.path)
         checkpoint.fill_optimizer(self.optimizer, training)
+        self.losses = list(training["losses"].to(next(self.model.parameters()).device))
         self.step = saved.step
 
 
@@ -120,9 +127,13 @@ def rows_of_step(step: int, batch_size: int, n: int, seed: int) -> Int64[Tensor,
     rows = torch.empty_like(positions)
     for epoch in range(int(positions[0]) // n, int(positions[-1]) // n + 1):
         here = positions // n == epoch
-        shuffle = torch.randperm(n, generator=torch.Generator().manual_seed(_mix(seed, epoch, 1)))
-        rows[here] = shuffle[positions[here] % n]
+        rows[here] = _shuffle(n, seed, epoch)[positions[here] % n]
     return rows
+
+
+@lru_cache(maxsize=2)
+def _shuffle(n: int, seed: int, epoch: int) -> Int64[Tensor, " n"]:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(_mix(seed, epoch, 1)))
 
 
 def fit(
@@ -175,18 +186,27 @@ def fit(
         logger.info("resumed %s at step %d of %d", run.path, state.step, config.steps)
     run.forget_after(state.step)
     wrapped, prepared = accelerator.prepare(torch.compile(model) if config.compile else model, optimizer)
-    losses: list[Tensor] = []
+    losses = state.losses
     generator = torch.Generator(device=accelerator.device)
     bar = run.progress(range(state.step, config.steps), "training", config.steps, state.step)
     clock, first = time.perf_counter(), state.step
 
     def save() -> None:
+        if losses:  # every process goes on from what the main one saves
+            losses[:] = accelerator.reduce(torch.stack(losses), "mean").unbind()
         _refuse_nonfinite(losses, state.step, config, len(dataset))
+        _refuse_nonfinite_weights(model, state.step)
         if accelerator.is_main_process:
             state.save(run, saved_config, meta | {"world_size": world})
             checkpoint.prune(run.path, config.keep)
         accelerator.wait_for_everyone()
 
+    def judge() -> None:
+        if evaluate is not None and _due(state.step, evaluate_every, config.steps):
+            run.record(step=state.step, **evaluate(average, state.step))
+
+    if first and not any(r.get("step") == first and "loss" not in r for r in run.metrics()):
+        judge()  # the run was killed between its checkpoint and the evaluation that follows
     with _StopSignals() as stop:
         for step in bar:
             for group in optimizer.param_groups:
@@ -212,8 +232,7 @@ def fit(
             saved = _due(state.step, config.checkpoint_every, config.steps)
             if saved:
                 save()
-            if evaluate is not None and _due(state.step, evaluate_every, config.steps):
-                run.record(step=state.step, **evaluate(average, state.step))
+            judge()
             if stop.requested:
                 if not saved:
                     save()
@@ -261,6 +280,17 @@ def _refuse_nonfinite(
                 "checkpoints written before this step are sound, and resume starts from the newest."
             )
     return sum(values) / len(values)
+
+
+def _refuse_nonfinite_weights(model: nn.Module, step: int) -> None:
+    """A finite loss can have a gradient that is not, and its weights must not become the newest checkpoint."""
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise WorkbenchError(
+                f"training: after step {step - 1} {name} holds values that are not finite, though its loss was; expected "
+                "finite gradients: lower train.learning_rate or set train.gradient_clip=1; checkpoints written before "
+                "this step are sound, and resume starts from the newest."
+            )
 
 
 class _StopSignals:

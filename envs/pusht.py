@@ -38,6 +38,7 @@ OUTLINE = np.array(
 )
 AREA = 6300.0
 COG = np.array([0.0, 45.0])
+CENTROID = np.array([0.0, (3600.0 * 15.0 + 2700.0 * 75.0) / 6300.0])
 
 # The nine tracked points of the human data, body frame, px. Obtained by rotating `keypoint - block_xy` of all 25,650
 # human steps back by the block angle and averaging the steps at rest (spread there: float32 rounding, 2e-5 px).
@@ -56,7 +57,7 @@ KEYPOINTS = np.array(
 )
 
 
-def rotation(angle: Float[np.ndarray, "..."]) -> Float[np.ndarray, "... 2 2"]:
+def rotation(angle: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "... 2 2"]:
     """Return the matrix R with R @ p = p turned by `angle` rad (clockwise on screen, as y points down)."""
     c, s = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
@@ -82,7 +83,26 @@ def keypoints(state: Float[np.ndarray, "... 5"]) -> Float[np.ndarray, "... 18"]:
     return place(KEYPOINTS, state[..., 2:]).reshape(*state.shape[:-1], 18)
 
 
-def coverage(pose: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+def relative(state: Float[np.ndarray, "... 5"]) -> Float[np.ndarray, "... 13"]:
+    """Return the state as a pusher sees it: what touches what, and how far the block is from where it should be.
+
+    agent xy in the world (2, px); agent xy in the block's frame (2, px); block's centroid from the goal's in the
+    world (2, px) and in the block's frame (2, px); cos and sin of the angle to the goal (2); and, squashed so that
+    the last millimetres fill the range of a normalizer: tanh of the block-frame offset / 10 px (2) and of the angle's
+    sine / 0.1 (1). A function of the 5-d state alone.
+    """
+    state = np.asarray(state, dtype=np.float64)
+    agent, pose = state[..., :2], state[..., 2:]
+    turn = rotation(pose[..., 2])
+    contact = np.einsum("...ij,...i->...j", turn, agent - pose[..., :2])
+    offset = place(CENTROID[None], pose)[..., 0, :] - place(CENTROID[None], GOAL)[0]
+    inward = np.einsum("...ij,...i->...j", turn, offset)
+    angle = pose[..., 2:] - GOAL[2]
+    fine = [np.tanh(inward / 10.0), np.tanh(np.sin(angle) / 0.1)]
+    return np.concatenate([agent, contact, offset, inward, np.cos(angle), np.sin(angle), *fine], axis=-1)
+
+
+def coverage(pose: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."] | float:
     r"""Return the share of the goal T that the block covers, exactly.
 
     By Green's theorem, for a polygon P and a box [x0, x1] x [y0, y1],
@@ -283,7 +303,7 @@ class PushT(gymnasium.Env[Any, np.ndarray]):
         self._inner.n_contact_points = 0
         return self._observe(), self._info(float(coverage(self.state[2:])))
 
-    def step(self, action: Float[np.ndarray, "2"]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Chase the target `action` (xy, px) for 0.1 s."""
         target = np.asarray(action, dtype=np.float64)
         if target.shape != (2,) or not np.isfinite(target).all():
@@ -319,7 +339,7 @@ class PushT(gymnasium.Env[Any, np.ndarray]):
             agent.velocity = (vx, vy)
             space.step(DT)
 
-    def _place(self, state: Float[np.ndarray, "5"]) -> None:
+    def _place(self, state: np.ndarray) -> None:
         if state.shape != (5,) or not np.isfinite(state).all():
             raise ValueError(
                 f"options['state']: got {state!r}, expected 5 finite numbers (agent xy, block xy in px, angle in rad); "

@@ -33,6 +33,7 @@ class ExpertStyle:
         push_lead: the same while pushing, px.
         setup: cost of one more push, steps: retreat, approach and settling.
         fragility: cost of a push whose outcome moves 1 px per px of sideways error, steps.
+        oblique: cost of pushing 1 rad off the normal, steps: of nearly equal pushes it picks the straighter.
         breadth: first pushes whose successors are searched.
         enough: coverage at which it rests.
     """
@@ -41,7 +42,8 @@ class ExpertStyle:
     push_lead: float = 22.0
     setup: float = 6.0
     fragility: float = 2.0
-    breadth: int = 64
+    oblique: float = 12.0
+    breadth: int = 96
     enough: float = 0.96
 
 
@@ -57,19 +59,16 @@ class Plan:
     cost: float
 
 
-H = [60.0, 30.0, 1.2]
-
-
-def steps_to_go(d: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Return h(d) = 60 q/(1+q) + 30 log(1 + d/8) + 0.8 d, q = (d/1.5)²: the steps that misfit d (px) still has to cost.
+def steps_to_go(d: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."] | float:
+    """Return h(d) = 40 q/(1+q) + 20 log(1 + d/8) + 1.2 d, q = (d/1.5)²: the steps that misfit d (px) still has to cost.
 
     One correcting push as soon as d exceeds what counts as solved, more the farther; too small values make it dawdle.
     """
     q = (d / 1.5) ** 2
-    return H[0] * q / (1.0 + q) + H[1] * np.log1p(d / 8.0) + H[2] * d
+    return 40.0 * q / (1.0 + q) + 20.0 * np.log1p(d / 8.0) + 1.2 * d
 
 
-def outside_by(pose: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+def outside_by(pose: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."] | float:
     """Return how far, px, the block's farthest corner is beyond the walls' inner faces (7 and 504 px)."""
     corner = place(OUTLINE, pose)
     return np.maximum(np.maximum(7.5 - corner, corner - 503.5), 0.0).max((-1, -2))
@@ -93,6 +92,7 @@ def plan(state: Float[np.ndarray, "5"], style: ExpertStyle) -> Plan:
         + to_dock[lib.contact][:, None] / v_travel
         + lib.lengths / v_push
         + style.fragility * lib.spread
+        + style.oblique * lib.tilt[:, None] ** 2
     )
     outcome = compose(pose, lib.motion)
     beyond = outside_by(outcome)
@@ -107,7 +107,7 @@ def plan(state: Float[np.ndarray, "5"], style: ExpertStyle) -> Plan:
     total = np.minimum(alone[choice], first[choice] + pair)
     best = int(total.argmin())
     k, l = choice[0][best], choice[1][best]
-    final = bool(alone[k, l] <= first[k, l] + pair[best]) and d[k, l] < 5.0
+    final = bool(alone[k, l] <= first[k, l] + pair[best] and d[k, l] < 5.0)
     if final:
         l = int(alone[k].argmin())
     if not np.isfinite(total[best]):
@@ -139,7 +139,7 @@ def _second(
     motion = lib.motion[:, 1::2].astype(np.float32)
     lengths = lib.lengths[1::2].astype(np.float32)
     usable = lib.usable[:, 1::2]
-    own = style.setup + lengths / v_push + style.fragility * lib.spread[:, 1::2]
+    own = style.setup + lengths / v_push + style.fragility * lib.spread[:, 1::2] + style.oblique * lib.tilt[:, None] ** 2
     own = np.where(usable, own, np.inf).astype(np.float32)
     # The motion of the T's centroid in its body frame; then d² = |c + R m - c_goal|² + 2 g² (1 - cos).
     centre = motion[..., :2] + np.stack([-np.sin(motion[..., 2]), np.cos(motion[..., 2])], -1) * np.float32(CENTROID[1])

@@ -44,15 +44,15 @@ GOAL_CENTROID = GOAL[:2] + rotation(GOAL[2]) @ CENTROID
 
 def clearance(
     point: Float[np.ndarray, "... 2"],
-) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "... 2"]]:
+) -> tuple[Float[np.ndarray, "..."] | float, Float[np.ndarray, "... 2"]]:
     """Return distance to the T and the nearest point of it, for body-frame points outside it, px."""
     near = np.clip(point[..., None, :], RECTANGLES[:, :2], RECTANGLES[:, 2:])
     gap = np.linalg.norm(point[..., None, :] - near, axis=-1)
     first = gap[..., 0] <= gap[..., 1]
-    return np.where(first, gap[..., 0], gap[..., 1]), np.where(first[..., None], near[..., 0, :], near[..., 1, :])
+    return gap.min(-1), np.where(first[..., None], near[..., 0, :], near[..., 1, :])
 
 
-def misfit(pose: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+def misfit(pose: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."] | float:
     """Return the root mean square distance, px, of the T's points from where they belong in the goal.
 
     d² = |c - c_goal|² + 2 g² (1 - cos(θ - θ_goal)),   c the area's centroid, g its radius of gyration.
@@ -129,6 +129,7 @@ class Library:
     dock: Float[np.ndarray, "c 2"]
     start: Float[np.ndarray, "k 2"]
     direction: Float[np.ndarray, "k 2"]
+    tilt: Float[np.ndarray, "k"]
     lengths: Float[np.ndarray, "l"]
     motion: Float[np.ndarray, "k l 3"]
     spread: Float[np.ndarray, "k l"]
@@ -171,6 +172,7 @@ def library() -> Library:
     back = CLEARANCE / (direction * normal[contact]).sum(-1)
     start = centre[contact] - back[:, None] * direction
     free = clearance(start)[0] >= RADIUS + 0.5 * CLEARANCE
+    tilt = np.tile(ANGLES, len(centre))[free]
     contact, direction, start = contact[free], direction[free], start[free]
     still = np.zeros((len(start), 3))
     motion = push(still, start, direction, LENGTHS, 0.5)
@@ -186,4 +188,4 @@ def library() -> Library:
     last = np.linalg.norm(body[:, :, None] - centre, axis=-1).argmin(-1)
     touching = clearance(body)[0] < RADIUS + 0.5
     moved = np.abs(motion).sum(-1) > 1e-6
-    return Library(contact, centre - CLEARANCE * normal, start, direction, LENGTHS, motion, spread, last, touching & moved)
+    return Library(contact, centre - CLEARANCE * normal, start, direction, tilt, LENGTHS, motion, spread, last, touching & moved)

@@ -24,8 +24,8 @@ MARGIN = 8.0
 
 
 def blocked(
-    a: Float[np.ndarray, "... 2"], b: Float[np.ndarray, "... 2"], gap: float
-) -> Bool[np.ndarray, "..."]:
+    a: Float[np.ndarray, "*a 2"], b: Float[np.ndarray, "*b 2"], gap: float
+) -> Bool[np.ndarray, "..."] | np.bool_:
     """Tell which segments a-b (body frame, px) come closer than `gap` to the T. Leading axes broadcast.
 
     Checked at 49 points: for segments up to 200 px a corner can be cut by no more than 0.2 px unnoticed.
@@ -81,7 +81,7 @@ def roadmap() -> Roadmap:
     return Roadmap(points, between, to_dock, docks)
 
 
-def inside(world: Float[np.ndarray, "... 2"]) -> Bool[np.ndarray, "..."]:
+def inside(world: Float[np.ndarray, "... 2"]) -> Bool[np.ndarray, "..."] | np.bool_:
     """Tell which world points the finger may go to."""
     return ((world > MARGIN) & (world < WORLD - MARGIN)).all(-1)
 

@@ -28,12 +28,14 @@ class TaskConfig:
         name: of the task, kept in checkpoints.
         obs: "state", "keypoints" or "image"; passed to the environment.
         env: constructor of the environment.
+        reference: for each action dimension the observation feature it is measured from; empty: absolute actions.
         mirror: function that mirrors a demonstration, if the task has a mirror symmetry.
     """
 
     name: str = MISSING
     obs: str = MISSING
     env: Leaf = field(default_factory=dict)
+    reference: list[int] = field(default_factory=list)
     mirror: Leaf | None = None
 
 
@@ -137,8 +139,29 @@ class EvaluateConfig:
     precision: str = "float64"
 
 
+@dataclass
+class SampleConfig:
+    """``python -m policy.sample``.
+
+    Args:
+        checkpoint, sampler, grid, steps: see `EvaluateConfig`.
+        n: chunks to draw.
+        seed: of the start they are drawn for.
+        out: where files go.
+    """
+
+    checkpoint: str = ""
+    sampler: Leaf | None = None
+    grid: Leaf | None = None
+    steps: int = 0
+    n: int = 64
+    seed: int = 100_000
+    out: str = ""
+
+
 ConfigStore.instance().store(name="policy_schema", node=PolicyConfig)
 ConfigStore.instance().store(name="policy_evaluate_schema", node=EvaluateConfig)
+ConfigStore.instance().store(name="policy_sample_schema", node=SampleConfig)
 
 
 def typed(schema: type[Schema], values: Any) -> Schema:

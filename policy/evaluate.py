@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,11 @@ from diffusion_core.results import Estimate
 from diffusion_core.run import Run, launch
 from diffusion_core.solvers import Table
 from envs.rollout import Rollout, rollouts
-from policy.config import EvaluateConfig, EvaluationConfig, PolicyConfig, typed
+from policy.config import EvaluateConfig, EvaluationConfig, Leaf, PolicyConfig, typed
 from policy.model import DiffusionPolicy, restore
 
 logger = logging.getLogger("workbench.policy")
 PRETRAINED = Path(__file__).parent / "pretrained"
-PUBLISHED: dict[str, list[dict[str, Any]]] = {
-    "pusht": [
-        {"method": "Diffusion Policy, CNN", "max": 0.95, "last_10": 0.91},
-        {"method": "Diffusion Policy, transformer", "max": 0.95, "last_10": 0.79},
-        {"method": "IBC", "max": 0.90, "last_10": 0.84},
-        {"method": "BET", "max": 0.79, "last_10": 0.70},
-        {"method": "LSTM-GMM", "max": 0.67, "last_10": 0.61},
-    ]
-}
-"""Mean max score on state-based Push-T, human demonstrations, 3 training seeds x 50 starts: Chi et al. 2023
-(arXiv 2303.04137), table 1. ``max``: best checkpoint; ``last_10``: mean of the last ten."""
 
 
 class Actor:
@@ -205,7 +195,6 @@ def evaluate_and_report(
             "mean": float(np.mean(scores)),
         }
     found["command"] = command
-    found["published"] = PUBLISHED.get(config.task.name, [])
     out.mkdir(parents=True, exist_ok=True)
     results.write_json(out / "evaluation.json", found)
     with (out / "episodes.csv").open("w", newline="") as file:
@@ -218,6 +207,13 @@ def evaluate_and_report(
     logger.info("evaluated %d episodes: %s", len(episodes), summary)
     logger.info("report: %s", page)
     return found
+
+
+def with_sampler(config: PolicyConfig, sampler: Leaf | None, grid: Leaf | None, steps: int) -> PolicyConfig:
+    """``config`` with another sampler, grid or number of steps, where they are given."""
+    return replace(
+        config, sampler=sampler or config.sampler, grid=grid or config.grid, steps=steps or config.steps
+    )
 
 
 def run(request: EvaluateConfig) -> dict[str, Any]:
@@ -237,10 +233,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
                 "most that many (train.keep sets how many a run keeps)."
             )
         saved = [checkpoint.load(path) for path in paths[-request.last :]]
-    config = typed(PolicyConfig, newest.config)
-    config.sampler = request.sampler or config.sampler
-    config.grid = request.grid or config.grid
-    config.steps = request.steps or config.steps
+    config = with_sampler(typed(PolicyConfig, newest.config), request.sampler, request.grid, request.steps)
     name = request.checkpoint.strip("/").replace("/", "-")
     out = Path(request.out) if request.out else (home / "evaluation" if home else Path("runs") / f"evaluation-{name}")
     out.mkdir(parents=True, exist_ok=True)

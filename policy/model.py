@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,14 +29,21 @@ class DiffusionPolicy(nn.Module):
     A chunk spans ``horizon`` steps and begins with the oldest of the ``n_obs_steps`` observations, so the action
     for now sits at index ``n_obs_steps - 1``; from there ``n_action_steps`` are executed before the next replan.
 
+    With ``reference`` the actions are measured from where the robot is: a chunk is learned as displacements from
+    those features of the newest observation, each step of the horizon on its own scale, so that the next few
+    actions, which are small, are resolved as finely as the far ones.
+
     Args:
         denoiser: over chunks (batch, horizon, action_dim), conditioned on flat normalised observations.
-        obs_normalizer, action_normalizer: to [-1, 1]; their values are part of the weights.
+        obs_normalizer, action_normalizer: to [-1, 1], of observations (features) and of flat chunks
+            (horizon * action_dim); their values are part of the weights.
         horizon, n_obs_steps, n_action_steps: in control steps.
+        reference: for each action dimension the observation feature it is measured from; empty: absolute.
         weighting: of the training loss.
         n_train: training times are drawn on the steps of a discrete-time model with this many; 0: uniformly.
 
-    Source: Chi et al. 2023, section 3 (arXiv 2303.04137).
+    Source: Chi et al. 2023, section 3 (arXiv 2303.04137); relative chunks: Chi et al. 2024, section IV-B
+    (arXiv 2402.10329).
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class DiffusionPolicy(nn.Module):
         horizon: int,
         n_obs_steps: int,
         n_action_steps: int,
+        reference: Sequence[int] = (),
         weighting: Weighting = simple,
         n_train: int = 0,
     ) -> None:
@@ -55,6 +63,7 @@ class DiffusionPolicy(nn.Module):
         self.obs_normalizer = obs_normalizer
         self.action_normalizer = action_normalizer
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
+        self.reference = list(reference)
         self.weighting = weighting
         self.times = partial(uniform_times, n_train=n_train or None)
 
@@ -64,8 +73,14 @@ class DiffusionPolicy(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> Float[Tensor, " batch"]:
         """The training loss of each sample; ``batch`` has ``obs`` (batch, n_obs, features) and ``action``."""
-        x0 = self.action_normalizer.normalize(batch["action"])
-        return denoising_loss(self.denoiser, x0, self.condition(batch["obs"]), draws, self.times, self.weighting)
+        action, obs = batch["action"], batch["obs"]
+        chunk = (action - self.origin(obs)).flatten(1)
+        x0 = self.action_normalizer.normalize(chunk).reshape(action.shape)
+        return denoising_loss(self.denoiser, x0, self.condition(obs), draws, self.times, self.weighting)
+
+    def origin(self, obs: Float[Tensor, "batch n_obs features"]) -> Float[Tensor, "batch 1 action"] | float:
+        """What actions are measured from: features of the newest observation, or 0."""
+        return obs[:, -1:, self.reference] if self.reference else 0.0
 
     @torch.no_grad()
     def plan(
@@ -80,12 +95,18 @@ class DiffusionPolicy(nn.Module):
         """
         for state in self.denoising(obs, table, noise):
             x = state.x
-        return self.action_normalizer.unnormalize(x)
+        return self.actions(x, obs)
+
+    def actions(
+        self, x: Float[Tensor, "batch horizon action"], obs: Float[Tensor, "batch n_obs features"]
+    ) -> Float[Tensor, "batch horizon action"]:
+        """A normalised chunk in the environment's units."""
+        return self.action_normalizer.unnormalize(x.flatten(1)).reshape(x.shape) + self.origin(obs)
 
     def denoising(self, obs: Tensor, table: Table, noise: Noise) -> Iterator[sample.State]:
         """The trajectory behind `plan`, in normalised units."""
         cond = self.condition(obs)
-        x = noise.normal((len(obs), self.horizon, len(self.action_normalizer.low)), cond.dtype, cond.device)
+        x = noise.normal((len(obs), self.horizon, len(self.action_normalizer.low) // self.horizon), cond.dtype, cond.device)
         return sample.trajectory(self.denoiser, table, x, cond, noise)
 
     def executed(self, chunk: Float[Tensor, "batch horizon action"]) -> Any:
@@ -98,12 +119,12 @@ def assemble(config: PolicyConfig, obs_normalizer: MinMax, action_normalizer: Mi
     """The policy that ``config`` describes.
 
     Args:
-        obs_normalizer, action_normalizer: their feature counts give the network's shape.
+        obs_normalizer, action_normalizer: of observations and of flat chunks; their sizes give the network's.
     """
     network = build(
         config.network,
         horizon=config.horizon,
-        dim=len(action_normalizer.low),
+        dim=len(action_normalizer.low) // config.horizon,
         cond_dim=config.n_obs_steps * len(obs_normalizer.low),
     )
     if config.prediction not in PREDICTIONS:
@@ -116,6 +137,7 @@ def assemble(config: PolicyConfig, obs_normalizer: MinMax, action_normalizer: Mi
         config.horizon,
         config.n_obs_steps,
         config.n_action_steps,
+        config.task.reference,
         bind(config.loss),
         config.n_train,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffusion_core.noise import PerSample
 from diffusion_core.report import ACCENT, INK, MUTED, WARM, Page, save_figure, subplots, write_video
 from diffusion_core.run import read_metrics
 from envs.rollout import Rollout
+from policy import published
 from policy.config import PolicyConfig, plain
 from policy.model import DiffusionPolicy
 
@@ -50,13 +52,13 @@ def write(
         f"{len(episodes)} episodes from seeds {found['seeds'][0]} to {found['seeds'][1]}; trained on {found['data']}.",
     )
     page.numbers({NAMES.get(name, name): estimate for name, estimate in found["metrics"].items()})
-    if found["published"]:
+    if config.task.name.startswith("pusht"):
         page.heading("Beside the published numbers")
         page.table(*published_table(found))
         page.text(
-            "Published rows: Chi et al. 2023 (arXiv 2303.04137), table 1, trained on 206 human demonstrations, three "
-            "training seeds, maximum over checkpoints and mean of the last ten. Ours: one training seed, the newest "
-            "checkpoint unless aggregates are given, the data named above. Starts and metric are the published ones."
+            f"Published rows: {published.SOURCE}, three training seeds, best checkpoint and mean of the last ten. Ours: "
+            "one training seed, the newest checkpoint unless aggregates are given, the demonstrations named above. "
+            "Starts and metric are the published ones."
         )
     filmed = [e for e in episodes if e.frames]
     if filmed:
@@ -69,8 +71,8 @@ def write(
                 "Right: the best coverage of each episode, sorted; the line is the success threshold.")
     page.heading("How an action chunk comes out of noise")
     page.figure(
-        denoising_figure(out / "denoising.png", policy, config, found["seeds"][0]),
-        f"64 samples for the first observation of seed {found['seeds'][0]}, from noise (left) to actions (right); "
+        denoising_figure(out / "denoising.png", denoise_start(policy, config, found["seeds"][0], 32)),
+        f"32 samples for the first observation of seed {found['seeds'][0]}, from noise (left) to actions (right); "
         "each line is one chunk of future finger positions, dark at its beginning.",
     )
     if run is not None and any("loss" in r for r in read_metrics(run)):
@@ -102,7 +104,7 @@ def published_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]], 
         f"{success.value:.2f}",
         "1 x " + str(score.n),
     ]
-    rows = [[r["method"], f"{r['max']:.2f} / {r['last_10']:.2f}", "not given", "3 x 50"] for r in found["published"]]
+    rows = [[p.method, f"{p.best:.2f} / {p.last_ten:.2f}", "not given", "3 x 50"] for p in published.PUSHT]
     return ["method", "mean max score: best / last ten checkpoints", "success", "training seeds x episodes"], [ours, *rows], 0
 
 
@@ -130,29 +132,51 @@ def episode_figure(path: Path, episodes: Sequence[Rollout]) -> Path:
     return save_figure(figure, path)
 
 
-def denoising_figure(path: Path, policy: DiffusionPolicy, config: PolicyConfig, seed: int, samples: int = 64) -> Path:
-    """Many chunks for one observation at up to six moments of the sampler, over the rendered scene."""
+@dataclass(frozen=True)
+class Denoising:
+    """How chunks came out of noise.
+
+    Args:
+        times: (moments,) from 1 to 0.
+        actions: (moments, n, horizon, action_dim) in the environment's units.
+        observation: (n_obs_steps, features) they are conditioned on.
+        scene: rendered start, RGB.
+    """
+
+    times: np.ndarray
+    actions: np.ndarray
+    observation: np.ndarray
+    scene: np.ndarray
+
+
+def denoise_start(policy: DiffusionPolicy, config: PolicyConfig, seed: int, n: int) -> Denoising:
+    """``n`` chunks for the first observation of the episode ``seed``, with all they went through."""
     env = build(config.task.env, obs=config.task.obs)
     observation, _ = env.reset(seed=seed)
     scene = np.asarray(env.render())
     env.close()
-    low = policy.action_normalizer.low
-    obs = torch.as_tensor(np.stack([observation] * policy.n_obs_steps)).to(low.device, torch.float32)
-    obs = obs.expand(samples, *obs.shape)
+    device = policy.action_normalizer.low.device
+    history = np.stack([observation] * policy.n_obs_steps)
+    obs = torch.as_tensor(history).to(device, torch.float32).expand(n, *history.shape)
     plan = table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
-    states = list(policy.denoising(obs, plan, PerSample.from_seeds(range(samples))))
-    start = PerSample.from_seeds(range(samples)).normal((samples, policy.horizon, len(low)), torch.float32, low.device)
+    states = list(policy.denoising(obs, plan, PerSample.from_seeds(range(n))))
+    start = PerSample.from_seeds(range(n)).normal(states[0].x.shape, torch.float32, device)
     moments = [(float(plan.times[0]), start)] + [(s.t, s.x) for s in states]
-    chosen = np.unique(np.linspace(0, len(moments) - 1, min(6, len(moments))).round().astype(int))
+    actions = np.stack([policy.actions(x, obs).cpu().numpy() for _, x in moments])
+    return Denoising(np.array([t for t, _ in moments]), actions, history, scene)
+
+
+def denoising_figure(path: Path, denoising: Denoising) -> Path:
+    """Chunks at up to six moments of the sampler, over the rendered scene."""
+    last = len(denoising.times) - 1
+    chosen = np.unique(np.linspace(0, last, min(6, last + 1)).round().astype(int))
     figure, axes = subplots(1, len(chosen), 2.2 * len(chosen), 2.5)
     for axis, i in zip(axes[0], chosen, strict=True):
-        t, x = moments[i]
-        chunks = policy.action_normalizer.unnormalize(x).cpu().numpy()
-        axis.imshow(scene, extent=(0, 512, 512, 0), alpha=0.55)
-        for chunk in chunks:
+        axis.imshow(denoising.scene, extent=(0, 512, 512, 0), alpha=0.55)
+        for chunk in denoising.actions[i]:
             axis.plot(chunk[:, 0], chunk[:, 1], color=MUTED, lw=0.4, alpha=0.5)
             axis.scatter(chunk[:, 0], chunk[:, 1], c=np.arange(len(chunk)), cmap="plasma", s=3, zorder=3, lw=0)
-        axis.set(xlim=(0, 512), ylim=(512, 0), xticks=[], yticks=[], title=f"t = {t:.2f}")
+        axis.set(xlim=(0, 512), ylim=(512, 0), xticks=[], yticks=[], title=f"t = {denoising.times[i]:.2f}")
         axis.set_aspect("equal")
     return save_figure(figure, path)
 

@@ -115,7 +115,8 @@ def run(config: PolicyConfig) -> Path:
     here.log_to_file()
     data = load_data(config, distributed.device)
     logger.info("data: %s; %d training windows", data.provenance, len(data.training))
-    policy = assemble(config, MinMax.fit(data.training.obs), MinMax.fit(data.training.action))
+    chunks = data.training.chunks(config.task.reference)
+    policy = assemble(config, MinMax.fit(data.training.obs), MinMax.fit(chunks))
     # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
     policy.denoiser.bind(table_of(config, policy).times)
     logger.info("run: %s; %d parameters", here.path, sum(p.numel() for p in policy.denoiser.parameters()))

@@ -26,20 +26,30 @@ class ResidualMLP(nn.Module):
         width: trunk width.
         depth: number of blocks.
         expansion: hidden width of a block, in trunk widths.
+        embed_dim: width of the embedded (t, cond); small, since the modulation costs embed_dim x 3 width x depth.
 
     Source: Peebles & Xie 2023, section 3.2, adaLN-Zero (arXiv 2212.09748), on one token.
     """
 
     def __init__(
-        self, horizon: int, dim: int, cond_dim: int, width: int = 384, depth: int = 4, expansion: float = 2.0
+        self,
+        horizon: int,
+        dim: int,
+        cond_dim: int,
+        width: int = 256,
+        depth: int = 4,
+        expansion: float = 2.0,
+        embed_dim: int = 128,
     ) -> None:
         super().__init__()
         self.time = Sinusoidal(128)
-        self.condition = nn.Sequential(nn.Linear(128 + cond_dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.condition = nn.Sequential(
+            nn.Linear(128 + cond_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim), nn.SiLU()
+        )
         self.inlet = nn.Linear(horizon * dim + cond_dim, width)
         self.blocks = nn.ModuleList(_Block(width, round(width * expansion)) for _ in range(depth))
         # one product for all blocks' modulation: fewer, larger matrix products
-        self.modulation = nn.Linear(width, depth * 3 * width)
+        self.modulation = nn.Linear(embed_dim, depth * 3 * width)
         self.norm = nn.LayerNorm(width)
         self.outlet = nn.Linear(width, horizon * dim)
         for layer in (self.modulation, self.outlet):

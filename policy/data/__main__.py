@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_core.errors import WorkbenchError
-from policy.data import reader, sources
+from policy.data import reader, sources, writer
 from policy.data.replay import ReplayBuffer
 
+VERBS = ("generate", "inspect", "convert", "fetch")
 USAGE = """usage: python -m policy.data <verb> key=value ...
 
   generate out=demos.zarr.zip episodes=200 seed=200000 jobs=2
@@ -28,7 +25,7 @@ USAGE = """usage: python -m policy.data <verb> key=value ...
            near_goal=0               as many more that start with the block near its goal
            noise_rate=0 noise_steps=6 noise_px=25   disturb the executed, not the recorded, actions
            max_steps=300 images=false zarr_format=2 overwrite=false
-           Ctrl-C keeps what is finished in demos.partial.zarr.zip and leaves demos.zarr.zip alone
+           Ctrl-C keeps the finished episodes in demos.partial.zarr.zip; demos.zarr.zip is left alone
   inspect  SOURCE [images=false]     SOURCE: expert, human, or a path (.zarr, .zarr.zip, .npz)
   convert  src=SOURCE out=PATH       the name of PATH decides: .zarr, .zarr.zip or .npz
            zarr_format=2 keys=[action,state] as_uint8=[img] fill_absent=false overwrite=false
@@ -111,7 +108,9 @@ def parse(kind: type[Options], words: list[str]) -> Options:
         types = {f.name: f.type for f in fields(kind)}
         like = f" like {key}=[a,b]" if "list" in str(types.get(key)) else ""
         reason = str(error).splitlines()[0]
-        raise WorkbenchError(f"{verb}: got a bad {key}: {reason}; expected {types.get(key, 'key=value')}{like}.") from error
+        raise WorkbenchError(
+            f"{verb}: got a bad {key}: {reason}; expected {types.get(key, 'key=value')}{like}."
+        ) from error
     assert isinstance(options, kind)
     return options
 
@@ -121,46 +120,149 @@ def generate(options: Generate) -> None:
     from tqdm import tqdm
 
     from envs.pusht_generate import Noise, Recipe
-    from envs.pusht_generate import generate as record
+    from policy.data.recording import record
 
-    out = Path(options.out)
-    for name, low in (("episodes", 0), ("near_goal", 0), ("jobs", 1), ("max_steps", 1), ("seed", 0)):
+    lows = {"episodes": 0, "near_goal": 0, "seed": 0, "jobs": 1, "max_steps": 1}
+    for name, low in lows.items():
         if getattr(options, name) < low:
             raise WorkbenchError(f"generate: got {name}={getattr(options, name)}; expected at least {low}.")
     if options.episodes + options.near_goal == 0:
         raise WorkbenchError("generate: got episodes=0 and near_goal=0; expected at least one episode.")
-    _check_out(out, options.overwrite)
+    out = Path(options.out)
+    writer.check(out, options.zarr_format, options.overwrite)
     noise = Noise(options.noise_rate, options.noise_steps, options.noise_px)
-    recipes = [Recipe(s, noise, max_steps=options.max_steps) for s in ("published", "near_goal")]
-    seeds = [range(options.seed, options.seed + n) for n in (options.episodes, options.near_goal)]
-    episodes, used = [], []
+    episodes: list[dict[str, np.ndarray]] = []
+    parts: dict[Literal["published", "near_goal"], int]
+    parts = {"published": options.episodes, "near_goal": options.near_goal}
+    seeds: dict[str, list[int]] = {starts: [] for starts in parts}
 
     def save(path: Path, overwrite: bool) -> None:
-        made = {"generator": "envs.pusht_generate", "options": asdict(options) | {"out": out.name}, "seeds": used}
-        ReplayBuffer.from_episodes(episodes, made).save(path, options.zarr_format, overwrite)
-        steps = sum(len(e["action"]) for e in episodes)
-        print(f"{path}: {len(episodes)} episodes, {steps} steps, {path.stat().st_size} bytes")
+        about = {k: v for k, v in asdict(options).items() if k not in ("out", "overwrite", "jobs")}
+        attributes = {"generator": "envs.pusht_generate", "options": about, "seeds": seeds}
+        buffer = ReplayBuffer.from_episodes(episodes, attributes)
+        buffer.save(path, options.zarr_format, overwrite)
+        print(f"{path}: {buffer.n_episodes} episodes, {buffer.n_steps} steps, {_bytes(path):,} bytes")
 
     try:
-        with tqdm(total=sum(map(len, seeds)), unit="episode") as bar:
-            for recipe, numbers in zip(recipes, seeds, strict=True):
-                if not numbers:
-                    continue
-                made = record(numbers, options.jobs, recipe)
-                with _children_deaf_to_interrupts():
-                    first = next(made, None)
-                for episode in (() if first is None else (first, *())):
-                    pass
-                while first is not None:
-                    arrays = {k: getattr(first, k) for k in ("action", "state", "keypoint", "n_contacts")}
-                    episodes.append(arrays | ({"img": _images(first.state)} if options.images else {}))
-                    used.append(first.seed)
-                    bar.update(first.seed - numbers[0] + 1 + (recipe is recipes[1]) * options.episodes - bar.n)
-                    first = next(made, None)
+        with tqdm(total=sum(parts.values()), unit="episode") as bar:
+            for starts, n in parts.items():
+                recipe = Recipe(starts, noise, max_steps=options.max_steps)
+                numbers = range(options.seed, options.seed + n)
+                for seed, arrays in record(recipe, numbers, options.jobs, options.images) if n else ():
+                    episodes.append(arrays)
+                    seeds[starts].append(seed)
+                    done = seed - options.seed + 1 + (options.episodes if starts == "near_goal" else 0)
+                    bar.update(done - bar.n)
+        if not episodes:
+            raise WorkbenchError("generate: got no solved episode; expected at least one: raise episodes or max_steps.")
+        save(out, options.overwrite)
     except KeyboardInterrupt:
         if episodes:
-            save(out.with_name(out.name.removesuffix(".zip").removesuffix(".npz").removesuffix(".zarr") + ".partial.zarr.zip"), True)
+            stem = out.name.removesuffix(".zip").removesuffix(".npz").removesuffix(".zarr")
+            save(out.with_name(f"{stem}.partial.zarr.zip"), overwrite=True)
         raise
-    if not episodes:
-        raise WorkbenchError("generate: got no solved episode; expected at least one: raise episodes or max_steps.")
-    save(out, options.overwrite)
+
+
+def inspect(options: Inspect) -> None:
+    """Print what a store holds, and whether a run would accept it."""
+    path, checksum = _located(options.source, options.images)
+    form, described = reader.describe(path)
+    print(f"{options.source}: {path}")
+    if options.source in sources.ABOUT:
+        print(sources.ABOUT[options.source])
+    print(f"{form}, {_bytes(path):,} bytes{checksum}\n")
+    keys = [k for k in described if k != "img" or options.images]
+    found = reader.read(path, keys)
+    buffer = ReplayBuffer(found.arrays, found.episode_ends, str(path), found.attributes)
+    print(f"{'array':<12}{'dtype':<9}{'shape':<22}{'chunks':<18}{'bytes':>12}  {'range':<24}{'NaN/inf':>8}")
+    for key, stored in described.items():
+        spread, bad = _spread(buffer.arrays[key]) if key in buffer.arrays else ("images=true reads it", "")
+        line = f"{key:<12}{stored.dtype:<9}{stored.shape!s:<22}{stored.chunks!s:<18}{stored.stored_bytes:>12,}  "
+        print(f"{line}{spread:<24}{bad:>8}")
+    lengths = buffer.episode_lengths
+    marks = ", ".join(f"{v:.0f}" for v in np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1])) if len(lengths) else "none"
+    print(f"\nepisodes     {buffer.n_episodes}; length min, 10 %, median, 90 %, max: {marks} steps")
+    for name, value in buffer.attributes.items():
+        text = str(value)
+        print(f"{name:<13}{text if len(text) <= 150 else text[:150] + '...'}")
+    buffer.validate(sources.SHAPES)
+    if "state" in buffer.arrays:
+        from envs.pusht import coverage
+
+        last = coverage(buffer.arrays["state"][buffer.episode_ends - 1, 2:])
+        marks = ", ".join(f"{v:.3f}" for v in np.quantile(last, [0, 0.1, 0.5, 0.9, 1]))
+        print(
+            f"coverage     at the last step, min, 10 %, median, 90 %, max: {marks}; above 0.95: {(last > 0.95).sum()}"
+        )
+    print("sound        every chunk present and whole, every value finite")
+
+
+def convert(options: Convert) -> None:
+    """Rewrite a store in another form."""
+    out = Path(options.out)
+    writer.check(out, options.zarr_format, options.overwrite)
+    path, _ = _located(options.src, options.keys is None or "img" in options.keys)
+    buffer = ReplayBuffer.load(path, options.keys, None, options.as_uint8, options.fill_absent)
+    buffer.save(out, options.zarr_format, options.overwrite)
+    held = ", ".join(buffer.arrays)
+    print(f"{out}: {buffer.n_episodes} episodes, {buffer.n_steps} steps of {held}, {_bytes(out):,} bytes")
+
+
+def fetch(options: Fetch) -> None:
+    """Find or download the human demonstrations and verify them."""
+    if options.what != "human":
+        raise WorkbenchError(f"fetch: got {options.what!r}; expected human, the one published set.")
+    located = sources.fetch_human(options.images, progress=True)
+    print(f"human: {located.path}, verified, sha256 {located.sha256}")
+
+
+def main(words: list[str]) -> int:
+    """Run one verb; 0 if it went well, 2 with one line on stderr if the user can mend it, 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if not words or {"-h", "--help", "help"} & set(words):
+        print(USAGE, end="")
+        return 0
+    try:
+        _run(words[0], words[1:])
+    except WorkbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(verb: str, words: list[str]) -> None:
+    match verb:
+        case "generate":
+            generate(parse(Generate, words))
+        case "inspect":
+            inspect(parse(Inspect, words))
+        case "convert":
+            convert(parse(Convert, words))
+        case "fetch":
+            fetch(parse(Fetch, words))
+        case _:
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see python -m policy.data --help."
+            raise WorkbenchError(f"got verb {verb!r}; expected one of {', '.join(VERBS)}: {hint}")
+
+
+def _located(source: str, images: bool) -> tuple[Path, str]:
+    located = sources.locate(source, images)
+    return located.path, f", sha256 {located.sha256}" if located.sha256 else ""
+
+
+def _bytes(path: Path) -> int:
+    return sum(p.stat().st_size for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
+
+
+def _spread(values: np.ndarray) -> tuple[str, str]:
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    text = f"{finite.min():.6g} to {finite.max():.6g}" if finite.size else "nothing finite"
+    return text, str(values.size - finite.size)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,10 @@ class Demonstrations:
         """``obs`` (batch, n_obs_steps, features) and ``action`` (batch, horizon, action_dim)."""
         steps = self.index[rows.to(self.index.device)]
         return {"obs": self.obs[steps[:, : self.n_obs_steps]], "action": self.action[steps]}
+
+    def chunks(self, reference: Sequence[int]) -> Float[Tensor, "windows flat"]:
+        """Every window's actions, flat, measured from the features ``reference`` of its newest observation."""
+        chunks = self.action[self.index]
+        if reference:
+            chunks = chunks - self.obs[self.index[:, self.n_obs_steps - 1]][:, None, list(reference)]
+        return chunks.flatten(1)

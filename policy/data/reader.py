@@ -18,14 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from diffusion_core.errors import WorkbenchError
-
-if TYPE_CHECKING:
-    import zarr
 
 MEND = "fetch it again (python -m policy.data fetch human), make it again (generate), or convert an intact copy"
 ENDS = "meta/episode_ends"
@@ -88,7 +85,7 @@ def read(
         return _read_npz(path, keys, as_uint8)
     with _open_files(path) as files:
         chosen = _choose(path, _names(files), keys)
-        ends = _decode(files, ENDS, None, False, False)
+        ends = _as_ends(path, _decode(files, ENDS, None, False, False))
         arrays = {k: _decode(files, f"data/{k}", ends, k in as_uint8, fill_absent_chunks) for k in chosen}
         return Content(arrays, ends, _attributes(files))
 
@@ -167,7 +164,7 @@ def _open_files(path: Path) -> Iterator[_Files]:
 def _at_root(files: _Files) -> _Files:
     roots = {n[: -len(m) - len(ENDS) - 1] for n in files.names for m in _MARKERS if n.endswith(f"{ENDS}/{m}")}
     if len(roots) > 1:
-        raise WorkbenchError(f"{files.path}: got {len(roots)} stores inside ({', '.join(sorted(roots))}); expected one.")
+        raise WorkbenchError(f"{files.path}: got {len(roots)} stores in it ({', '.join(sorted(roots))}); expected 1.")
     if not roots:
         if not any(PurePosixPath(n).name in _MARKERS for n in files.names):
             raise WorkbenchError(
@@ -192,6 +189,15 @@ def _names(files: _Files) -> list[str]:
     return sorted({n.split("/")[1] for n in files.names if n.startswith("data/") and n.count("/") >= 2})
 
 
+def _as_ends(path: Path, values: np.ndarray) -> np.ndarray:
+    if values.ndim != 1 or values.dtype.kind not in "iu" or len(values) == 0:
+        raise WorkbenchError(
+            f"{path}: got episode_ends of type {values.dtype} and shape {values.shape}; expected a list of "
+            f"integers, one per episode: {MEND}."
+        )
+    return values.astype(np.int64)
+
+
 def _choose(path: Path, names: list[str], keys: Sequence[str] | None) -> list[str]:
     missing = sorted(set(keys or ()) - set(names))
     if missing:
@@ -201,14 +207,14 @@ def _choose(path: Path, names: list[str], keys: Sequence[str] | None) -> list[st
     return names if keys is None else list(keys)
 
 
-def _array(files: _Files, name: str, chunks: Mapping[str, bytes]) -> zarr.Array[Any]:
+def _array(files: _Files, name: str, chunks: Mapping[str, bytes]) -> Any:
     import zarr
-    from zarr.core.buffer import cpu
+    from zarr.core.buffer import Buffer, cpu
     from zarr.storage import MemoryStore
 
     try:
         found = {f"{name}/{m}": files.read(f"{name}/{m}") for m in _MARKERS if f"{name}/{m}" in files.names}
-        memory = {k: cpu.Buffer.from_bytes(v) for k, v in {**found, **chunks}.items()}
+        memory: dict[str, Buffer] = {k: cpu.Buffer.from_bytes(v) for k, v in {**found, **chunks}.items()}
         array = zarr.open_array(MemoryStore(memory, read_only=True), path=name, mode="r")
     except Exception as error:  # zarr raises whatever its JSON, dtype and codec parsers raise
         raise WorkbenchError(
@@ -223,9 +229,7 @@ def _array(files: _Files, name: str, chunks: Mapping[str, bytes]) -> zarr.Array[
     return array
 
 
-def _decode(
-    files: _Files, name: str, ends: np.ndarray | None, as_uint8: bool, fill_absent_chunks: bool
-) -> np.ndarray:
+def _decode(files: _Files, name: str, ends: np.ndarray | None, as_uint8: bool, fill_absent_chunks: bool) -> np.ndarray:
     bare = _array(files, name, {})
     stored = bare.shards or bare.chunks
     grid = list(itertools.product(*(range(math.ceil(n / c)) for n, c in zip(bare.shape, stored, strict=True))))
@@ -299,7 +303,7 @@ def _attributes(files: _Files) -> dict[str, Any]:
         found = json.loads(files.read(name))
         return dict(found.get("attributes", {}) if files.zarr_format == 3 else found)
     except (ValueError, AttributeError, TypeError) as error:
-        raise WorkbenchError(f"{files.path}: got {name} that is no JSON object ({_first_line(error)}): {MEND}.") from error
+        raise WorkbenchError(f"{files.path}: {name} is no JSON object ({_first_line(error)}): {MEND}.") from error
 
 
 def _read_npz(path: Path, keys: Sequence[str] | None, as_uint8: Sequence[str]) -> Content:
@@ -309,7 +313,7 @@ def _read_npz(path: Path, keys: Sequence[str] | None, as_uint8: Sequence[str]) -
                 raise WorkbenchError(f"{path}: got {', '.join(found.files)}; expected also episode_ends: {MEND}.")
             names = [n for n in found.files if n not in ("episode_ends", "attributes")]
             arrays = {k: found[k] for k in _choose(path, names, keys)}
-            ends = found["episode_ends"]
+            ends = _as_ends(path, found["episode_ends"])
             attributes = json.loads(str(found["attributes"])) if "attributes" in found.files else {}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise WorkbenchError(f"{path}: cannot be read as .npz: {_first_line(error)}: {MEND}.") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 
 from diffusion_core.errors import WorkbenchError
 from policy.data import reader
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 Obs: TypeAlias = Literal["state", "keypoints", "image"]
 State: TypeAlias = Float[np.ndarray, "steps 5"]
 Keypoints: TypeAlias = Float[np.ndarray, "steps 20"]
-Images: TypeAlias = UInt8[np.ndarray, "steps 96 96 3"]
 
 SHAPES = {"action": (2,), "state": (5,), "keypoint": (9, 2), "n_contacts": (1,), "img": (96, 96, 3)}
 NEEDS: dict[str, tuple[str, ...]] = {"state": ("state",), "keypoints": ("keypoint", "state"), "image": ("img", "state")}
@@ -49,9 +48,9 @@ ABOUT = {
         "`python -m policy.data generate`, low-dimensional only"
     ),
     "human": (
-        "206 human Push-T demonstrations at 10 Hz of Chi et al. 2023, Diffusion Policy (arXiv 2303.04137), MIT licence, "
-        "(c) 2023 Columbia Artificial Intelligence and Robotics Lab; they stop near a coverage of 0.90, below the 0.95 "
-        "that counts as success"
+        "206 human Push-T demonstrations at 10 Hz of Chi et al. 2023, Diffusion Policy (arXiv 2303.04137), MIT "
+        "licence, (c) 2023 Columbia Artificial Intelligence and Robotics Lab; they stop near a coverage of 0.90, "
+        "below the 0.95 that counts as success"
     ),
 }
 
@@ -81,10 +80,7 @@ def load(source: str, obs: Obs, download: bool = True) -> tuple[ReplayBuffer, st
     """
     _check_obs(obs)
     keys = ("action", *NEEDS[obs])
-    if source == "human":
-        located = fetch_human(obs == "image", download)
-    else:
-        located = _locate(source)
+    located = locate(source, obs == "image", download)
     held = set(reader.describe(located.path)[1])
     if missing := [k for k in keys if k not in held]:
         raise _lacks(f"{source} ({located.path})", missing, obs)
@@ -117,6 +113,29 @@ def observations(buffer: ReplayBuffer, obs: Obs) -> State | Keypoints | dict[str
     if obs == "keypoints":
         return np.concatenate([arrays["keypoint"].reshape(buffer.n_steps, 18), arrays["state"][:, :2]], axis=1)
     return {"image": reader.as_bytes(arrays["img"], f"{buffer.source}: img"), "agent_pos": arrays["state"][:, :2]}
+
+
+def locate(source: str, images: bool, download: bool = True) -> Located:
+    """Find the file of a source.
+
+    Args:
+        source: "expert", "human" or a path.
+        images, download: for "human", see `fetch_human`.
+
+    Raises:
+        WorkbenchError: nothing is there.
+    """
+    if source == "human":
+        return fetch_human(images, download)
+    path = EXPERT if source == "expert" else Path(source).expanduser()
+    if not path.exists():
+        remedy = (
+            f"make it with python -m policy.data generate out={path}, or reinstall the project"
+            if source == "expert"
+            else "name expert, human or the path of a store"
+        )
+        raise WorkbenchError(f"demonstrations {source!r}: got nothing at {path}; expected a replay store: {remedy}.")
+    return Located(path, "" if path.is_dir() else file_sha256(path))
 
 
 def fetch_human(images: bool, download: bool = True, progress: bool = False) -> Located:
@@ -183,18 +202,6 @@ def content_sha256(arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> str:
         digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
         digest.update(values.data)
     return digest.hexdigest()
-
-
-def _locate(source: str) -> Located:
-    path = EXPERT if source == "expert" else Path(source).expanduser()
-    if not path.exists():
-        remedy = (
-            f"make it with python -m policy.data generate out={path}, or reinstall the project"
-            if source == "expert"
-            else "name expert, human or the path of a store"
-        )
-        raise WorkbenchError(f"demonstrations {source!r}: got nothing at {path}; expected a replay store: {remedy}.")
-    return Located(path, "" if path.is_dir() else file_sha256(path))
 
 
 def _cache() -> Path:

@@ -17,7 +17,7 @@ def windows(
     horizon: int,
     pad_before: int,
     pad_after: int,
-    keep: Bool[np.ndarray, " episodes"] | None = None,
+    keep: Bool[np.ndarray, " flags"] | None = None,
 ) -> Int64[np.ndarray, "n_windows horizon"]:
     """List the step indices of every window, in the order of the published sampler.
 

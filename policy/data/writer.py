@@ -9,7 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from diffusion_core.errors import WorkbenchError
 from policy.data.reader import ENDS
 
 CHUNK_BYTES = 2_000_000
+SUFFIXES = (".zarr", ".zip", ".npz")
 
 
 def write(
@@ -24,7 +25,7 @@ def write(
     arrays: Mapping[str, np.ndarray],
     episode_ends: np.ndarray,
     attributes: Mapping[str, Any],
-    zarr_format: Literal[2, 3] = 2,
+    zarr_format: int = 2,
     overwrite: bool = False,
 ) -> None:
     """Write a store beside its final place, flush it to the disk, then rename it into place.
@@ -39,18 +40,14 @@ def write(
         overwrite: replace what is there.
 
     Raises:
-        WorkbenchError: another name, something is there already, or the disk refuses.
+        WorkbenchError: `check` refuses it, or the disk does.
     """
-    if path.suffix not in (".zarr", ".zip", ".npz"):
-        raise WorkbenchError(f"{path}: got suffix {path.suffix!r}; expected a name ending in .zarr, .zarr.zip or .npz.")
-    if zarr_format not in (2, 3):
-        raise WorkbenchError(f"zarr_format: got {zarr_format}; expected 2 (diffusion_policy reads it) or 3.")
-    if path.exists() and not overwrite:
-        raise WorkbenchError(f"{path}: got a file that exists; expected a free name: remove it or say overwrite=true.")
+    check(path, zarr_format, overwrite)
     encode = _encode_npz if path.suffix == ".npz" else _encode_zarr
     encoded = encode(arrays, episode_ends, attributes, zarr_format)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        _remove(fresh)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".zarr":
             _write_directory(fresh, encoded)
@@ -66,8 +63,25 @@ def write(
         _remove(fresh)
 
 
+def check(path: Path, zarr_format: int, overwrite: bool) -> None:
+    """Refuse what `write` could not do; worth a call before hours of work.
+
+    Raises:
+        WorkbenchError: a name or format that is not known, a path that is taken, or a place where none may write.
+    """
+    if path.suffix not in SUFFIXES:
+        raise WorkbenchError(f"{path}: got suffix {path.suffix!r}; expected a name ending in .zarr, .zarr.zip or .npz.")
+    if zarr_format not in (2, 3):
+        raise WorkbenchError(f"zarr_format: got {zarr_format}; expected 2 (diffusion_policy reads it) or 3.")
+    if path.exists() and not overwrite:
+        raise WorkbenchError(f"{path}: got a path that exists; expected a free one: remove it or add overwrite=true.")
+    near = next(p for p in path.absolute().parents if p.exists())
+    if not near.is_dir() or not os.access(near, os.W_OK):
+        raise WorkbenchError(f"{path}: got {near}, where nothing can be written; expected a writable directory.")
+
+
 def _encode_zarr(
-    arrays: Mapping[str, np.ndarray], ends: np.ndarray, attributes: Mapping[str, Any], zarr_format: Literal[2, 3]
+    arrays: Mapping[str, np.ndarray], ends: np.ndarray, attributes: Mapping[str, Any], zarr_format: int
 ) -> dict[str, bytes]:
     import numcodecs
     import zarr
@@ -76,7 +90,8 @@ def _encode_zarr(
     from zarr.storage import MemoryStore
 
     memory: dict[str, Buffer] = {}
-    root = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=zarr_format, attributes=dict(attributes))
+    form = 3 if zarr_format == 3 else 2
+    root = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=form, attributes=dict(attributes))
     root.create_group("data")
     root.create_group("meta")
     named = {f"data/{k}": v for k, v in arrays.items()} | {ENDS: np.asarray(ends, np.int64)}
@@ -89,7 +104,7 @@ def _encode_zarr(
             shape=values.shape,
             chunks=(rows, *values.shape[1:]),
             dtype=values.dtype,
-            compressors=v2 if zarr_format == 2 else v3,
+            compressors=v2 if form == 2 else v3,
             config={"write_empty_chunks": True},
         )
         array[...] = values
@@ -97,18 +112,18 @@ def _encode_zarr(
 
 
 def _encode_npz(
-    arrays: Mapping[str, np.ndarray], ends: np.ndarray, attributes: Mapping[str, Any], zarr_format: Literal[2, 3]
-) -> dict[str, bytes]:
+    arrays: Mapping[str, np.ndarray], ends: np.ndarray, attributes: Mapping[str, Any], zarr_format: int
+) -> dict[str, memoryview]:
     named = dict(arrays) | {"episode_ends": np.asarray(ends, np.int64), "attributes": np.array(json.dumps(attributes))}
-    encoded = {}
+    encoded: dict[str, memoryview] = {}
     for name, values in named.items():
         stream = io.BytesIO()
         np.lib.format.write_array(stream, np.asarray(values), allow_pickle=False)
-        encoded[f"{name}.npy"] = stream.getvalue()
+        encoded[f"{name}.npy"] = stream.getbuffer()
     return encoded
 
 
-def _write_zip(path: Path, files: Mapping[str, bytes], compression: int) -> None:
+def _write_zip(path: Path, files: Mapping[str, bytes | memoryview], compression: int) -> None:
     with path.open("wb") as stream:
         with zipfile.ZipFile(stream, "w") as archive:
             for name, content in files.items():
@@ -120,14 +135,20 @@ def _write_zip(path: Path, files: Mapping[str, bytes], compression: int) -> None
         os.fsync(stream.fileno())
 
 
-def _write_directory(path: Path, files: Mapping[str, bytes]) -> None:
+def _write_directory(path: Path, files: Mapping[str, bytes | memoryview]) -> None:
     for name, content in files.items():
         target = path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        target.write_bytes(content)
+        _flush(target)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _rename(fresh: Path, path: Path) -> None:
@@ -142,11 +163,7 @@ def _rename(fresh: Path, path: Path) -> None:
         raise
     _remove(old)
     # The rename itself is only on the disk once the directory is.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _flush(path.parent)
 
 
 def _remove(path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Rewrite the tables between ``<!-- name -->`` marks in README.md from the files in benchmarks/results.
+
+``python -m benchmarks.render`` (or ``make bench``); with ``--check`` it only says whether README is up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from policy import published
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def load(name: str) -> dict[str, Any]:
+    """One results file."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def interval(estimate: dict[str, Any]) -> str:
+    """``value [low, high]``."""
+    return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+
+
+def pusht() -> str:
+    """Push-T: ours beside the published rows."""
+    rows = []
+    for name, label in (
+        ("pusht_pretrained", "pretrained/pusht"),
+        ("pusht_expert_cpu", "`preset=cpu`, shipped demonstrations"),
+        ("pusht_human_cpu", "`preset=cpu data=human`"),
+    ):
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        r = load(name)
+        m = r["metrics"]
+        aggregates = r.get("aggregates")
+        rows.append(
+            [
+                f"**{label}**",
+                interval(m["mean_max_score"]),
+                f"{aggregates['max']:.2f} / {aggregates['mean']:.2f}" if aggregates else "",
+                interval(m["success_rate"]),
+                f"{m['replan_p50']['value']:.1f} / {m['replan_p95']['value']:.1f}",
+                f"1 × {m['mean_max_score']['n']}",
+                r["data"].split(":")[0] + ", " + ", ".join(r["data"].split(", ")[-2:]),
+            ]
+        )
+    for p in published.PUSHT:
+        rows.append([p.method, "", f"{p.best:.2f} / {p.last_ten:.2f}", "", "", "3 × 50", "human, 206 episodes"])
+    head = ["policy", "mean max score, newest checkpoint [95 %]", "best / mean of the last ten", "success at 0.95 [95 %]",
+            "ms per replan, p50 / p95", "training seeds × episodes", "demonstrations"]
+    return markdown(head, rows)
+
+
+def overhead() -> str:
+    """Sampler overhead against diffusers."""
+    r = load("sampler_overhead")
+    rows = [
+        [row["name"], f"{row['ours_us']:.1f}", f"{row['peer_us']:.1f}", f"{row['ratio']:.1f}×"] for row in r["rows"]
+    ]
+    return markdown(["sampler", "ours, µs per step", "diffusers, µs per step", "ratio"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"pusht": pusht, "overhead": overhead}
+
+
+def render(text: str) -> str:
+    """``text`` with every marked table made anew."""
+    for name, table in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda m, body=table(): f"{m[1]}{body}\n{m[2]}", text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if README is out of date")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    old = readme.read_text()
+    new = render(old)
+    if check and new != old:
+        sys.exit("error: README.md is not what benchmarks/results say; run python -m benchmarks.render")
+    if not check:
+        readme.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
