@@ -61,8 +61,15 @@ def pusht() -> str:
         )
     for p in published.PUSHT:
         rows.append([p.method, "", f"{p.best:.2f} / {p.last_ten:.2f}", "", "", "3 × 50", "human, 206 episodes"])
-    head = ["policy", "mean max score, newest checkpoint [95 %]", "best / mean of the last ten", "success at 0.95 [95 %]",
-            "ms per replan, p50 / p95", "training seeds × episodes", "demonstrations"]
+    head = [
+        "policy",
+        "mean max score, newest checkpoint [95 %]",
+        "best / mean of the last ten",
+        "success at 0.95 [95 %]",
+        "ms per replan, p50 / p95",
+        "training seeds × episodes",
+        "demonstrations",
+    ]
     return markdown(head, rows)
 
 
@@ -82,7 +89,7 @@ def render(text: str) -> str:
     """``text`` with every marked table made anew."""
     for name, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda m, body=table(): f"{m[1]}{body}\n{m[2]}", text)
+        text = pattern.sub(rf"\g<1>{table()}\n\g<2>", text)
     return text
 
 

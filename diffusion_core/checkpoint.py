@@ -141,8 +141,8 @@ def load(path: Path) -> Checkpoint:
         config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     except FileNotFoundError as error:
         raise WorkbenchError(
-            f"checkpoint {path}: {Path(str(error.filename)).name} is missing; expected a folder with model.safetensors, "
-            "config.yaml and meta.json: name a run, or one of its checkpoints/step_* folders."
+            f"checkpoint {path}: {Path(str(error.filename)).name} is missing; expected a folder with "
+            "model.safetensors, config.yaml and meta.json: name a run, or one of its checkpoints/step_* folders."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, yaml.YAMLError) as error:
         file = "config.yaml" if isinstance(error, yaml.YAMLError) else "meta.json"

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from diffusion_core.predict import Prediction, mixture, align, to_x0
+from diffusion_core.predict import Prediction, align, mixture, to_x0
 from diffusion_core.schedule import Schedule, Times
 
 Evaluate = Callable[[Tensor, int], Tensor]
@@ -77,13 +78,18 @@ class NetworkDenoiser(nn.Module, Denoiser):
         parameter = next(self.network.parameters(), times)
         # the network's own precision, at least float32 (a float64 model is evaluated in float64)
         dtype = torch.promote_types(parameter.dtype, torch.float32)
-        t = times.to(parameter.device, dtype).unbind()
+        t = times.to(parameter.device, dtype)
         # factors as 0-dim tensors: see sample.py
         x_factor, p_factor = c_x.to(dtype).unbind(), c_p.tolist()
         network, clip, is_x0 = self.network, self.clip, self.prediction == "x0"
 
+        @lru_cache(maxsize=1)
+        def per_sample(batch: int) -> tuple[Tensor, ...]:
+            # the same views at every step of a run: made at its first
+            return t[:, None].expand(-1, batch).unbind()
+
         def evaluate(x: Tensor, i: int) -> Tensor:
-            x0_hat = network(x, t[i].expand(x.shape[0]), cond)
+            x0_hat = network(x, per_sample(x.shape[0])[i], cond)
             if not is_x0:
                 x0_hat = (x * x_factor[i]).add_(x0_hat, alpha=p_factor[i])
             return x0_hat if clip is None else x0_hat.clamp(-clip, clip)

@@ -62,7 +62,6 @@ def min_snr(prediction: Prediction, schedule: Schedule, t: Times, gamma: float =
     return ((alpha / sigma) ** 2).clamp(max=gamma) * (sigma / (alpha * k_eps - sigma * k_x0)) ** 2
 
 
-
 def uniform_times(
     draws: Draws, batch: int, t_min: float = 0.0, t_max: float = 1.0, n_train: int | None = None
 ) -> Float64[Tensor, " batch"]:

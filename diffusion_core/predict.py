@@ -64,10 +64,11 @@ def to_x0(kind: Prediction, schedule: Schedule, t: Times) -> tuple[Times, Times]
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     k_x0, k_eps = mixture(kind, schedule, t)
     determinant = alpha * k_eps - sigma * k_x0
-    singular = ~(torch.isfinite(determinant) & (determinant.abs() > 1e-12))
-    if singular.any():
+    size = determinant.abs()
+    regular = (size > 1e-12) & (size < torch.inf)
+    if not regular.all():
         raise WorkbenchError(
-            f"{kind} prediction: at t={t[singular].flatten()[0]:.6g} the schedule {schedule} leaves no way to get x0 "
+            f"{kind} prediction: at t={t[~regular].flatten()[0]:.6g} the schedule {schedule} leaves no way to get x0 "
             "from it (no signal, or a time at which the target is undefined); expected a grid that avoids this time, "
             "or a network that predicts x0 or v."
         )

@@ -1,6 +1,6 @@
 """A run: one folder with everything that a training leaves, and the only place with progress bars.
 
-    runs/<date>/<domain>-<task>-<time>/{config.yaml, metrics.jsonl, log.txt, checkpoints/, ...}
+runs/<date>/<domain>-<task>-<time>/{config.yaml, metrics.jsonl, log.txt, checkpoints/, ...}
 """
 
 from __future__ import annotations
@@ -82,7 +82,13 @@ class Run:
         from tqdm import tqdm
 
         return tqdm(
-            items, desc=description, total=total, initial=initial, disable=not self.main, dynamic_ncols=True, mininterval=0.5
+            items,
+            desc=description,
+            total=total,
+            initial=initial,
+            disable=not self.main,
+            dynamic_ncols=True,
+            mininterval=0.5,
         )
 
 

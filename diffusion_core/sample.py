@@ -63,7 +63,9 @@ def sample(denoiser: Denoiser, table: Table, x: Tensor, cond: Any = None, noise:
 def _steps(denoiser: Denoiser, table: Table, x: Tensor, cond: Any, noise: Noise | None) -> Iterator[State]:
     # bare, so that `sample` enters no_grad once and not at every step
     if noise is None and bool((table.noise != 0.0).any()):
-        raise WorkbenchError("sampling: this solver adds noise and got noise=None; expected a diffusion_core.noise source.")
+        raise WorkbenchError(
+            "sampling: this solver adds noise and got noise=None; expected a diffusion_core.noise source."
+        )
     evaluate = denoiser.bind(table.times, cond)
     xs: deque[Tensor] = deque([x], maxlen=table.x.shape[1])
     estimates: deque[Tensor] = deque(maxlen=table.x0_hat.shape[1])

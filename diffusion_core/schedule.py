@@ -260,21 +260,25 @@ class DiscreteBetas(VariancePreserving):
             )
 
     @cached_property
-    def _knots(self) -> Float64[Tensor, " n_plus_1"]:
-        steps = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64))
-        return torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
+    def _steps(self) -> Float64[Tensor, " n"]:
+        return -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64))
 
-    def _segment(self, t: Times) -> Tensor:
+    @cached_property
+    def _knots(self) -> Float64[Tensor, " n_plus_1"]:
+        return torch.cat([torch.zeros(1, dtype=torch.float64), self._steps.cumsum(0)])
+
+    def _segment(self, position: Times) -> Tensor:
         # a knot belongs to the segment it ends, although (i / n) n may round to a little more than i
-        return (t * len(self.betas) - 1e-11).ceil().long().clamp(1, len(self.betas)) - 1
+        return (position - 1e-11).ceil().long().clamp(1, len(self.betas)) - 1
 
     def integrated_beta(self, t: Times) -> Times:
-        i, knots = self._segment(t), self._knots.to(t.device)
-        return knots[i] + (t * len(self.betas) - i) * (knots[i + 1] - knots[i])
+        position = t * len(self.betas)
+        i = self._segment(position)
+        return self._knots.to(t.device)[i] + (position - i) * self._steps.to(t.device)[i]
 
     def beta(self, t: Times) -> Times:
-        i, knots = self._segment(t), self._knots.to(t.device)
-        return (knots[i + 1] - knots[i]) * len(self.betas)
+        n = len(self.betas)
+        return self._steps.to(t.device)[self._segment(t * n)] * n
 
     def t_of_integrated_beta(self, integrated_beta: Times) -> Times:
         knots = self._knots.to(integrated_beta.device)

@@ -175,7 +175,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
-        betas=tuple(config.betas),
+        betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
@@ -287,8 +287,8 @@ def _refuse_nonfinite_weights(model: nn.Module, step: int) -> None:
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():
             raise WorkbenchError(
-                f"training: after step {step - 1} {name} holds values that are not finite, though its loss was; expected "
-                "finite gradients: lower train.learning_rate or set train.gradient_clip=1; checkpoints written before "
+                f"training: after step {step - 1} {name} holds values that are not finite, though its loss was; "
+                "expected finite gradients: lower train.learning_rate or set train.gradient_clip=1; checkpoints written before "
                 "this step are sound, and resume starts from the newest."
             )
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
@@ -38,7 +38,6 @@ OUTLINE = np.array(
 )
 AREA = 6300.0
 COG = np.array([0.0, 45.0])
-CENTROID = np.array([0.0, (3600.0 * 15.0 + 2700.0 * 75.0) / 6300.0])
 
 # The nine tracked points of the human data, body frame, px. Obtained by rotating `keypoint - block_xy` of all 25,650
 # human steps back by the block angle and averaging the steps at rest (spread there: float32 rounding, 2e-5 px).
@@ -83,25 +82,6 @@ def keypoints(state: Float[np.ndarray, "... 5"]) -> Float[np.ndarray, "... 18"]:
     return place(KEYPOINTS, state[..., 2:]).reshape(*state.shape[:-1], 18)
 
 
-def relative(state: Float[np.ndarray, "... 5"]) -> Float[np.ndarray, "... 13"]:
-    """Return the state as a pusher sees it: what touches what, and how far the block is from where it should be.
-
-    agent xy in the world (2, px); agent xy in the block's frame (2, px); block's centroid from the goal's in the
-    world (2, px) and in the block's frame (2, px); cos and sin of the angle to the goal (2); and, squashed so that
-    the last millimetres fill the range of a normalizer: tanh of the block-frame offset / 10 px (2) and of the angle's
-    sine / 0.1 (1). A function of the 5-d state alone.
-    """
-    state = np.asarray(state, dtype=np.float64)
-    agent, pose = state[..., :2], state[..., 2:]
-    turn = rotation(pose[..., 2])
-    contact = np.einsum("...ij,...i->...j", turn, agent - pose[..., :2])
-    offset = place(CENTROID[None], pose)[..., 0, :] - place(CENTROID[None], GOAL)[0]
-    inward = np.einsum("...ij,...i->...j", turn, offset)
-    angle = pose[..., 2:] - GOAL[2]
-    fine = [np.tanh(inward / 10.0), np.tanh(np.sin(angle) / 0.1)]
-    return np.concatenate([agent, contact, offset, inward, np.cos(angle), np.sin(angle), *fine], axis=-1)
-
-
 def coverage(pose: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."] | float:
     r"""Return the share of the goal T that the block covers, exactly.
 
@@ -116,9 +96,7 @@ def coverage(pose: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."] | flo
         pose: block x, y in px and angle in rad.
     """
     pose = np.asarray(pose, dtype=np.float64)
-    relative = np.concatenate(
-        [(pose[..., :2] - GOAL[:2]) @ rotation(GOAL[2]), pose[..., 2:] - GOAL[2]], axis=-1
-    )
+    relative = np.concatenate([(pose[..., :2] - GOAL[:2]) @ rotation(GOAL[2]), pose[..., 2:] - GOAL[2]], axis=-1)
     start = place(OUTLINE, relative)[..., None, :, :]
     edge = np.roll(start, -1, axis=-2) - start
     low, high = RECTANGLES[:, None, :2], RECTANGLES[:, None, 2:]
@@ -232,7 +210,7 @@ class PushT(gymnasium.Env[Any, np.ndarray]):
         max_steps: truncation, steps of 0.1 s.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(
         self,

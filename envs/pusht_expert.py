@@ -15,11 +15,13 @@ environment's critically damped control a target `lead` px ahead gives a steady 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from envs.pusht import OUTLINE, RADIUS, WORLD, PushT, coverage, keypoints, place, rotation
+from envs.pusht import GOAL, OUTLINE, RADIUS, WORLD, coverage, place, rotation
 from envs.pusht_push import CENTROID, CLEARANCE, GOAL_CENTROID, GYRATION, clearance, compose, library, misfit, push
 from envs.pusht_travel import blocked, inside, roadmap, route, ways
 
@@ -82,18 +84,11 @@ def plan(state: Float[np.ndarray, "5"], style: ExpertStyle) -> Plan:
     finger = turn.T @ (agent - pose[:2])
     allowed = inside(pose[:2] + graph.corner @ turn.T)
     _, _, to_dock = ways(finger, allowed)
-    v_travel, v_push = style.travel_lead / 2, style.push_lead / 2
 
     begin = pose[:2] + lib.start @ turn.T
     reachable = inside(begin)[:, None] & lib.usable
     end = begin[:, None] + lib.lengths[:, None] * (lib.direction @ turn.T)[:, None]
-    first = (
-        style.setup
-        + to_dock[lib.contact][:, None] / v_travel
-        + lib.lengths / v_push
-        + style.fragility * lib.spread
-        + style.oblique * lib.tilt[:, None] ** 2
-    )
+    first = _own_cost(style) + to_dock[lib.contact][:, None] / (style.travel_lead / 2)
     outcome = compose(pose, lib.motion)
     beyond = outside_by(outcome)
     first = first + 10.0 * np.maximum(beyond - outside_by(pose), 0.0)
@@ -103,19 +98,19 @@ def plan(state: Float[np.ndarray, "5"], style: ExpertStyle) -> Plan:
 
     turned = GYRATION * np.sqrt(2 * (1 - np.cos(outcome[..., 2] - np.pi / 4)))
     choice = _shortlist([alone, first + steps_to_go(turned) + 0.1 * d], style.breadth)
-    pair = _second(outcome[choice], lib.last[choice], v_travel, v_push, style)
+    pair = _second(outcome[choice], lib.last[choice], style)
     total = np.minimum(alone[choice], first[choice] + pair)
     best = int(total.argmin())
-    k, l = choice[0][best], choice[1][best]
-    final = bool(alone[k, l] <= first[k, l] + pair[best] and d[k, l] < 5.0)
+    k, length = choice[0][best], choice[1][best]
+    final = bool(alone[k, length] <= first[k, length] + pair[best] and d[k, length] < 5.0)
     if final:
-        l = int(alone[k].argmin())
+        length = int(alone[k].argmin())
     if not np.isfinite(total[best]):
         raise RuntimeError(
             f"plan: got state {np.round(state, 2).tolist()} with no reachable push, expected one; "
             "the block is probably wedged against a wall: drop this start"
         )
-    return Plan(begin[k], turn @ lib.direction[k], float(lib.lengths[l]), final, pose.copy(), float(total[best]))
+    return Plan(begin[k], turn @ lib.direction[k], float(lib.lengths[length]), final, pose.copy(), float(total[best]))
 
 
 def _shortlist(scores: list[Float[np.ndarray, "k l"]], breadth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,36 +118,52 @@ def _shortlist(scores: list[Float[np.ndarray, "k l"]], breadth: int) -> tuple[np
     for score in scores:
         # The best length of every push, in four bands of length: neighbours in length are nearly the same plan.
         for band in np.array_split(np.arange(score.shape[1]), 4):
-            l = band[score[:, band].argmin(1)]
-            value = score[np.arange(len(score)), l]
+            length = band[score[:, band].argmin(1)]
+            value = score[np.arange(len(score)), length]
             k = np.argsort(value, kind="stable")[: breadth // (4 * len(scores))]
-            picks.append(np.stack([k, l[k]], 1))
+            picks.append(np.stack([k, length[k]], 1))
     pick = np.unique(np.concatenate(picks), axis=0)
     return pick[:, 0], pick[:, 1]
 
 
-def _second(
-    pose: Float[np.ndarray, "m 3"], last: np.ndarray, v_travel: float, v_push: float, style: ExpertStyle
-) -> Float[np.ndarray, "m"]:
+@cache
+def _coarse(style: ExpertStyle) -> tuple[np.ndarray, ...]:
+    """Return every second length of the library, usable pushes only, flat: push, cost, centroid's motion, cos, sin."""
+    lib = library()
+    push_of, length_of = np.nonzero(lib.usable[:, 1::2])
+    length_of = 2 * length_of + 1
+    motion = lib.motion[push_of, length_of]
+    centre = motion[:, :2] + np.stack([-np.sin(motion[:, 2]), np.cos(motion[:, 2])], -1) * CENTROID[1]
+    cost = _own_cost(style)[push_of, length_of]
+    single = (array.astype(np.float32) for array in (cost, centre, np.cos(motion[:, 2]), np.sin(motion[:, 2])))
+    return push_of, *single
+
+
+def _own_cost(style: ExpertStyle) -> Float[np.ndarray, "k l"]:
+    lib = library()
+    return (
+        style.setup
+        + lib.lengths / (style.push_lead / 2)
+        + style.fragility * lib.spread
+        + style.oblique * lib.tilt[:, None] ** 2
+    )
+
+
+def _second(pose: Float[np.ndarray, "m 3"], last: Int[np.ndarray, "m"], style: ExpertStyle) -> Float[np.ndarray, "m"]:
     """Return the least cost of one more push after each pose, misfit to go included."""
     lib, graph = library(), roadmap()
-    motion = lib.motion[:, 1::2].astype(np.float32)
-    lengths = lib.lengths[1::2].astype(np.float32)
-    usable = lib.usable[:, 1::2]
-    own = style.setup + lengths / v_push + style.fragility * lib.spread[:, 1::2] + style.oblique * lib.tilt[:, None] ** 2
-    own = np.where(usable, own, np.inf).astype(np.float32)
-    # The motion of the T's centroid in its body frame; then d² = |c + R m - c_goal|² + 2 g² (1 - cos).
-    centre = motion[..., :2] + np.stack([-np.sin(motion[..., 2]), np.cos(motion[..., 2])], -1) * np.float32(CENTROID[1])
+    push_of, cost, centre, c, s = _coarse(style)
+    begin = pose[:, None, :2] + np.einsum("mij,kj->mki", rotation(pose[:, 2]), lib.start)
+    travel = graph.docks[last][:, lib.contact] / (style.travel_lead / 2)
+    travel = np.where(inside(begin), travel, np.inf).astype(np.float32)
     out = np.empty(len(pose))
-    travel = graph.docks[last][:, lib.contact] / v_travel
-    start_ok = inside(pose[:, None, :2] + np.einsum("mij,kj->mki", rotation(pose[:, 2]), lib.start))
-    travel = np.where(start_ok, travel, np.inf).astype(np.float32)
-    for m in range(len(pose)):
-        goal = rotation(pose[m, 2]).T @ (GOAL_CENTROID - pose[m, :2])
-        off = centre - goal.astype(np.float32)
-        angle = motion[..., 2] + np.float32(pose[m, 2] - np.pi / 4)
-        squared = (off * off).sum(-1) + np.float32(2 * GYRATION**2) * (1 - np.cos(angle))
-        out[m] = (own + travel[m][:, None] + steps_to_go(np.sqrt(squared))).min()
+    for m, (x, y, angle) in enumerate(pose):
+        # d² = |R^T (c_goal - xy) - centre|² + 2 g² (1 - cos(θ + Δθ - θ_goal)), all in the body frame of this pose.
+        goal = (rotation(angle).T @ (GOAL_CENTROID - np.array([x, y]))).astype(np.float32)
+        off, turn = centre - goal, angle - GOAL[2]
+        cosine = np.float32(np.cos(turn)) * c - np.float32(np.sin(turn)) * s
+        squared = off[:, 0] ** 2 + off[:, 1] ** 2 + np.float32(2 * GYRATION**2) * (1 - cosine)
+        out[m] = (cost + travel[m][push_of] + steps_to_go(np.sqrt(np.maximum(squared, 0)))).min()
     return out
 
 
@@ -231,7 +242,7 @@ class Expert:
 
 def _along(way: Float[np.ndarray, "w 2"], length: float) -> Float[np.ndarray, "2"]:
     """Return the point `length` px along a polyline, or its end."""
-    for a, b in zip(way[:-1], way[1:], strict=True):
+    for a, b in pairwise(way):
         leg = float(np.linalg.norm(b - a))
         if leg >= length:
             return a + (b - a) * (length / leg)

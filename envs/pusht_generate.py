@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -72,10 +72,13 @@ class Recipe:
     """
 
     starts: Literal["published", "near_goal"] = "published"
-    noise: Noise = Noise()
-    style: ExpertStyle = ExpertStyle()
+    noise: Noise = field(default_factory=Noise)
+    style: ExpertStyle = field(default_factory=ExpertStyle)
     max_steps: int = 300
     rest: int = 8
+
+
+DEFAULT = Recipe()
 
 
 def near_goal(rng: np.random.Generator) -> Float[np.ndarray, "5"]:
@@ -89,7 +92,7 @@ def near_goal(rng: np.random.Generator) -> Float[np.ndarray, "5"]:
             return np.concatenate([agent, pose])
 
 
-def demonstrate(seed: int, recipe: Recipe = Recipe()) -> Episode | None:
+def demonstrate(seed: int, recipe: Recipe = DEFAULT) -> Episode | None:
     """Let the expert play one episode; None if the expert finds no push at all.
 
     The environment ends at 0.95; the recording goes on until the push under way has done its best and the expert has
@@ -131,7 +134,7 @@ def demonstrate(seed: int, recipe: Recipe = Recipe()) -> Episode | None:
 
 
 def generate(
-    seeds: Iterable[int], n_jobs: int = 1, recipe: Recipe = Recipe(), failures: bool = False
+    seeds: Iterable[int], n_jobs: int = 1, recipe: Recipe = DEFAULT, failures: bool = False
 ) -> Iterator[Episode]:
     """Yield one episode per seed, in seed order; each depends on its seed and the recipe alone.
 

@@ -24,9 +24,11 @@ INERTIA = 3000.0
 # pymunk lets bodies sink into each other by its slop of 0.1 px before it pushes them apart.
 CONTACT = RADIUS - 0.1
 CLEARANCE = 7.0
+# The finger may come this much closer than `CLEARANCE`, or a way along an edge would count as blocked.
+SLACK = 2.0
 SPACING = 5.0
 LENGTHS = np.arange(2.0, 150.0, 2.0)
-ANGLES = np.deg2rad(np.arange(-40.0, 41.0, 10.0))
+ANGLES = np.deg2rad([-30.0, -15.0, 0.0, 15.0, 30.0])
 
 CENTROID = np.array([0.0, (3600 * 15 + 2700 * 75) / 6300])
 # Radius of gyration of the T's area about its centroid, px: from the two rectangles by the parallel-axis theorem.
@@ -95,7 +97,7 @@ def push(
         for step in np.diff(np.linspace(travelled, length, 1 + max(1, int(np.ceil((length - travelled) / stride))))):
             travelled += step
             finger = start + travelled * direction
-            # Twice: in the inner corner the finger touches bar and stem at once, and one impulse undoes the other.
+            # Twice: a finger that slides into an inner corner touches bar and stem at once, and each undoes the other.
             for _ in range(2):
                 c, s = np.cos(angle), np.sin(angle)
                 fx, fy = finger[:, 0] - cog[:, 0], finger[:, 1] - cog[:, 1]
@@ -121,8 +123,10 @@ def push(
 class Library:
     """Straight pushes in the body frame: from `start[k]` along `direction[k]`; `motion[k, l]` after `lengths[l]` px.
 
-    `contact[k]` numbers the finger's place along the outline, `dock[c]` is that place at `CLEARANCE` from the block
-    and `spread[k, l]` is how many px the outcome moves per px of sideways error of the start.
+    `contact[k]` numbers the finger's place along the outline, `dock[c]` is that place at `CLEARANCE` from the block,
+    `tilt` the angle (rad) off the normal, `spread[k, l]` how many px the outcome moves per px of sideways error of the
+    start, `last[k, l]` the place along the outline where it leaves the finger, and `usable[k, l]` tells whether it
+    still touches the block there.
     """
 
     contact: Int[np.ndarray, "k"]
@@ -141,7 +145,7 @@ def contacts() -> tuple[Float[np.ndarray, "c 2"], Float[np.ndarray, "c 2"]]:
     """Return finger centres in touch with the T, every `SPACING` px along it, and the inward normals.
 
     Symmetric about the stem. Points within a few px of a convex corner, where the finger would slip off, are left out,
-    and so are those the finger cannot reach because the other arm of the T is in the way.
+    and so are those whose dock is too close to the other arm of the T.
     """
     centres, normals = [], []
     for a, b in zip(OUTLINE, np.roll(OUTLINE, -1, axis=0), strict=True):
@@ -152,13 +156,9 @@ def contacts() -> tuple[Float[np.ndarray, "c 2"], Float[np.ndarray, "c 2"]]:
         for offset in np.unique(np.concatenate([-half, half])):
             centres.append((a + b) / 2 + offset * along - RADIUS * inward)
             normals.append(inward)
-    # The two inner corners: the finger touches bar and stem at once and cannot slip.
-    for side in (-1.0, 1.0):
-        for inward in ([0.0, -1.0], [-side, 0.0]):
-            centres.append(np.array([side * (15 + RADIUS), 30 + RADIUS]))
-            normals.append(np.array(inward))
     centre, normal = np.array(centres), np.array(normals)
-    free = clearance(centre)[0] > RADIUS - 1e-6
+    dock = centre - CLEARANCE * normal
+    free = clearance(dock)[0] >= RADIUS + CLEARANCE - SLACK
     return centre[free], normal[free]
 
 
@@ -171,7 +171,7 @@ def library() -> Library:
     contact = np.repeat(np.arange(len(centre)), len(ANGLES))
     back = CLEARANCE / (direction * normal[contact]).sum(-1)
     start = centre[contact] - back[:, None] * direction
-    free = clearance(start)[0] >= RADIUS + 0.5 * CLEARANCE
+    free = clearance(start)[0] >= RADIUS + CLEARANCE - 2 * SLACK
     tilt = np.tile(ANGLES, len(centre))[free]
     contact, direction, start = contact[free], direction[free], start[free]
     still = np.zeros((len(start), 3))
@@ -180,12 +180,11 @@ def library() -> Library:
     left = push(still, start + aside, direction, LENGTHS)
     right = push(still, start - aside, direction, LENGTHS)
     middle = [m[..., :2] + np.stack([-np.sin(m[..., 2]), np.cos(m[..., 2])], -1) * CENTROID[1] for m in (left, right)]
-    spread = 0.5 * np.hypot(
-        np.linalg.norm(middle[0] - middle[1], axis=-1), GYRATION * (left[..., 2] - right[..., 2])
-    )
+    spread = 0.5 * np.hypot(np.linalg.norm(middle[0] - middle[1], axis=-1), GYRATION * (left[..., 2] - right[..., 2]))
     finger = start[:, None] + LENGTHS[:, None] * direction[:, None]
     body = np.einsum("klji,klj->kli", rotation(motion[..., 2]), finger - motion[..., :2])
     last = np.linalg.norm(body[:, :, None] - centre, axis=-1).argmin(-1)
     touching = clearance(body)[0] < RADIUS + 0.5
     moved = np.abs(motion).sum(-1) > 1e-6
-    return Library(contact, centre - CLEARANCE * normal, start, direction, tilt, LENGTHS, motion, spread, last, touching & moved)
+    dock = centre - CLEARANCE * normal
+    return Library(contact, dock, start, direction, tilt, LENGTHS, motion, spread, last, touching & moved)

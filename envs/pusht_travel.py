@@ -15,10 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from envs.pusht import OUTLINE, RADIUS, WORLD
-from envs.pusht_push import CLEARANCE, clearance, library
+from envs.pusht_push import CLEARANCE, SLACK, clearance, library
 
-# A way may come this much closer than the nodes themselves stand, or ways along an edge would count as blocked.
-SLACK = 2.0
 # The finger is kinematic and passes through walls; a demonstration should not.
 MARGIN = 8.0
 

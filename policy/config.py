@@ -100,7 +100,7 @@ class PolicyConfig:
     n_action_steps: int = 8
     network: Leaf = field(default_factory=dict)
     schedule: Leaf = field(default_factory=dict)
-    prediction: str = "v"
+    prediction: str = "x0"
     clip: float | None = 1.0
     n_train: int = 0
     sampler: Leaf = field(default_factory=dict)

@@ -211,16 +211,15 @@ def evaluate_and_report(
 
 def with_sampler(config: PolicyConfig, sampler: Leaf | None, grid: Leaf | None, steps: int) -> PolicyConfig:
     """``config`` with another sampler, grid or number of steps, where they are given."""
-    return replace(
-        config, sampler=sampler or config.sampler, grid=grid or config.grid, steps=steps or config.steps
-    )
+    return replace(config, sampler=sampler or config.sampler, grid=grid or config.grid, steps=steps or config.steps)
 
 
 def run(request: EvaluateConfig) -> dict[str, Any]:
     """Evaluate what ``request`` names."""
     if not request.checkpoint:
         raise WorkbenchError(
-            "checkpoint: got none; expected checkpoint=<run folder>, a checkpoint folder, or checkpoint=pretrained/pusht."
+            "checkpoint: got none; expected checkpoint=<run folder>, a checkpoint folder, or "
+            "checkpoint=pretrained/pusht."
         )
     newest = checkpoint.find(request.checkpoint, PRETRAINED).require("policy")
     home = checkpoint.run_of(newest.path)

@@ -106,7 +106,9 @@ class DiffusionPolicy(nn.Module):
     def denoising(self, obs: Tensor, table: Table, noise: Noise) -> Iterator[sample.State]:
         """The trajectory behind `plan`, in normalised units."""
         cond = self.condition(obs)
-        x = noise.normal((len(obs), self.horizon, len(self.action_normalizer.low) // self.horizon), cond.dtype, cond.device)
+        x = noise.normal(
+            (len(obs), self.horizon, len(self.action_normalizer.low) // self.horizon), cond.dtype, cond.device
+        )
         return sample.trajectory(self.denoiser, table, x, cond, noise)
 
     def executed(self, chunk: Float[Tensor, "batch horizon action"]) -> Any:

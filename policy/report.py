@@ -56,8 +56,8 @@ def write(
         page.heading("Beside the published numbers")
         page.table(*published_table(found))
         page.text(
-            f"Published rows: {published.SOURCE}, three training seeds, best checkpoint and mean of the last ten. Ours: "
-            "one training seed, the newest checkpoint unless aggregates are given, the demonstrations named above. "
+            f"Published rows: {published.SOURCE}, three training seeds, best checkpoint and mean of the last ten. "
+            "Ours: one training seed, the newest checkpoint unless aggregates are given, the demonstrations named above. "
             "Starts and metric are the published ones."
         )
     filmed = [e for e in episodes if e.frames]
@@ -67,8 +67,11 @@ def write(
         page.videos(paths, [describe(e) for e in filmed])
         page.text("The first seeds, not chosen by outcome. The cross is the commanded target of the finger.")
     page.heading("All episodes")
-    page.figure(episode_figure(out / "episodes.png", episodes), "Left: coverage over time, one line per episode. "
-                "Right: the best coverage of each episode, sorted; the line is the success threshold.")
+    page.figure(
+        episode_figure(out / "episodes.png", episodes),
+        "Left: coverage over time, one line per episode. "
+        "Right: the best coverage of each episode, sorted; the line is the success threshold.",
+    )
     page.heading("How an action chunk comes out of noise")
     page.figure(
         denoising_figure(out / "denoising.png", denoise_start(policy, config, found["seeds"][0], 32)),
@@ -77,14 +80,18 @@ def write(
     )
     if run is not None and any("loss" in r for r in read_metrics(run)):
         page.heading("Learning curve")
-        page.figure(learning_figure(out / "learning_curve.png", run), "Training and validation loss, and the score of "
-                    "ten validation rollouts during training (other seeds than the test).")
+        page.figure(
+            learning_figure(out / "learning_curve.png", run),
+            "Training and validation loss, and the score of "
+            "ten validation rollouts during training (other seeds than the test).",
+        )
     page.heading("How to get these numbers again")
     page.code(
         "\n".join(
             [
                 found["command"],
-                f"# checkpoint {found['checkpoint']}, step {found['step']}, trained at commit {found['trained_at_commit']}",
+                f"# checkpoint {found['checkpoint']}, step {found['step']}",
+                f"# trained at commit {found['trained_at_commit']}",
                 f"# evaluated at commit {found['commit']} in {found['seconds']} s, {found['precision']}",
                 f"# {found['hardware']}",
             ]
@@ -105,7 +112,11 @@ def published_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]], 
         "1 x " + str(score.n),
     ]
     rows = [[p.method, f"{p.best:.2f} / {p.last_ten:.2f}", "not given", "3 x 50"] for p in published.PUSHT]
-    return ["method", "mean max score: best / last ten checkpoints", "success", "training seeds x episodes"], [ours, *rows], 0
+    return (
+        ["method", "mean max score: best / last ten checkpoints", "success", "training seeds x episodes"],
+        [ours, *rows],
+        0,
+    )
 
 
 def describe(episode: Rollout) -> str:

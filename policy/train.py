@@ -14,6 +14,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -54,9 +55,7 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
         WorkbenchError: they are missing or damaged.
     """
     buffer, provenance = sources.load(config.data.source, config.task.obs)
-    training, validation = train_validation_split(
-        buffer.n_episodes, config.data.validation_fraction, config.data.seed
-    )
+    training, validation = train_validation_split(buffer.n_episodes, config.data.validation_fraction, config.data.seed)
     if config.data.max_episodes:
         training = limit_episodes(training, config.data.max_episodes, config.data.seed)
 
@@ -147,7 +146,9 @@ def open_run(config: PolicyConfig, distributed: Any) -> Run:
     if config.resume:
         path = Path(config.resume)
         if not (path / "config.yaml").exists():
-            raise WorkbenchError(f"resume: {path} has no config.yaml; expected the folder of a run (runs/<date>/<name>).")
+            raise WorkbenchError(
+                f"resume: {path} has no config.yaml; expected the folder of a run (runs/<date>/<name>)."
+            )
         return Run(path, distributed.is_main_process)
     paths: list[Any] = [None]
     if distributed.is_main_process:
@@ -169,10 +170,11 @@ def _hydra_main(values: DictConfig) -> None:
     config = schema.typed(PolicyConfig, values)
     if config.resume:
         saved = Path(config.resume) / "config.yaml"
-        others = [o for o in hydra.core.hydra_config.HydraConfig.get().overrides.task if not o.startswith("resume=")]
+        others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
         if others:
             raise WorkbenchError(
-                f"resume: got {others} besides; a resumed run keeps its own configuration: leave them out, or start anew."
+                f"resume: got {others} besides; a resumed run keeps its own configuration: leave them out, "
+                "or start anew."
             )
         if saved.exists():
             config = schema.typed(PolicyConfig, OmegaConf.load(saved))

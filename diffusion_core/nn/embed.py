@@ -19,6 +19,8 @@ class Sinusoidal(nn.Module):
     Source: Vaswani et al. 2017, section 3.5 (arXiv 1706.03762); Ho et al. 2020, appendix B (arXiv 2006.11239).
     """
 
+    frequencies: Tensor
+
     def __init__(self, dim: int, scale: float = 1000.0) -> None:
         super().__init__()
         if dim < 4 or dim % 2:

@@ -49,20 +49,15 @@ class UNet1d(nn.Module):
             Sinusoidal(time_dim), nn.Linear(time_dim, 4 * time_dim), nn.Mish(), nn.Linear(4 * time_dim, time_dim)
         )
 
-        def block(inlet: int, outlet: int) -> _ResidualBlock:
-            return _ResidualBlock(inlet, outlet, time_dim + cond_dim, kernel_size, groups)
+        def pair(inlet: int, outlet: int) -> _Pair:
+            return _Pair(inlet, outlet, time_dim + cond_dim, kernel_size, groups)
 
-        self.down = nn.ModuleList()
-        inlets = (dim, *widths[:-1])
-        for level, (inlet, outlet) in enumerate(zip(inlets, widths, strict=True)):
-            last = level == len(widths) - 1
-            halve = nn.Identity() if last else nn.Conv1d(outlet, outlet, 3, stride=2, padding=1)
-            self.down.append(nn.ModuleList([block(inlet, outlet), block(outlet, outlet), halve]))
-        self.middle = nn.ModuleList([block(widths[-1], widths[-1]), block(widths[-1], widths[-1])])
-        self.up = nn.ModuleList()
-        for inlet, outlet in zip(widths[:0:-1], widths[-2::-1], strict=True):
-            double = nn.ConvTranspose1d(outlet, outlet, 4, stride=2, padding=1)
-            self.up.append(nn.ModuleList([block(2 * inlet, outlet), block(outlet, outlet), double]))
+        inner = len(widths) - 1
+        self.down = nn.ModuleList(pair(i, o) for i, o in zip((dim, *widths[:-1]), widths, strict=True))
+        self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:inner])
+        self.middle = pair(widths[-1], widths[-1])
+        self.up = nn.ModuleList(pair(2 * i, o) for i, o in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.grow = nn.ModuleList(nn.ConvTranspose1d(w, w, 4, stride=2, padding=1) for w in widths[-2::-1])
         self.outlet = nn.Sequential(
             _conv_norm_mish(widths[0], widths[0], kernel_size, groups), nn.Conv1d(widths[0], dim, 1)
         )
@@ -73,14 +68,14 @@ class UNet1d(nn.Module):
         c = torch.cat([self.time(t), cond], dim=1)
         h = x.transpose(1, 2)
         skips = []
-        for first, second, halve in self.down:  # type: ignore[misc]
-            h = second(first(h, c), c)
+        for level, pair in enumerate(self.down):
+            h = pair(h, c)
             skips.append(h)
-            h = halve(h)
-        for block in self.middle:
-            h = block(h, c)
-        for first, second, double in self.up:  # type: ignore[misc]
-            h = double(second(first(torch.cat([h, skips.pop()], dim=1), c), c))
+            if level < len(self.shrink):
+                h = self.shrink[level](h)
+        h = self.middle(h, c)
+        for pair, grow in zip(self.up, self.grow, strict=True):
+            h = grow(pair(torch.cat([h, skips.pop()], dim=1), c))
         return self.outlet(h).transpose(1, 2)
 
 
@@ -88,6 +83,18 @@ def _conv_norm_mish(inlet: int, outlet: int, kernel_size: int, groups: int) -> n
     return nn.Sequential(
         nn.Conv1d(inlet, outlet, kernel_size, padding=kernel_size // 2), nn.GroupNorm(groups, outlet), nn.Mish()
     )
+
+
+class _Pair(nn.Module):
+    """Two residual blocks at one resolution."""
+
+    def __init__(self, inlet: int, outlet: int, cond_dim: int, kernel_size: int, groups: int) -> None:
+        super().__init__()
+        self.first = _ResidualBlock(inlet, outlet, cond_dim, kernel_size, groups)
+        self.second = _ResidualBlock(outlet, outlet, cond_dim, kernel_size, groups)
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        return self.second(self.first(h, c), c)
 
 
 class _ResidualBlock(nn.Module):

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from diffusion_core.errors import WorkbenchError
 from policy.data import reader, sources, writer
@@ -103,7 +104,7 @@ def parse(kind: type[Options], words: list[str]) -> Options:
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise WorkbenchError(f"{verb}: got no {', '.join(missing)}; expected it: add {missing[0]}=...")
         options = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
         key = getattr(error, "full_key", None) or "option"
         types = {f.name: f.type for f in fields(kind)}
         like = f" like {key}=[a,b]" if "list" in str(types.get(key)) else ""
@@ -192,7 +193,7 @@ def inspect(options: Inspect) -> None:
         last = coverage(buffer.arrays["state"][buffer.episode_ends - 1, 2:])
         marks = ", ".join(f"{v:.3f}" for v in np.quantile(last, [0, 0.1, 0.5, 0.9, 1]))
         print(
-            f"coverage     at the last step, min, 10 %, median, 90 %, max: {marks}; above 0.95: {(last > 0.95).sum()}"
+            f"coverage     at the last step, min, 10 %, median, 90 %, max: {marks}; above 0.95: {np.sum(last > 0.95)}"
         )
     print("sound        every chunk present and whole, every value finite")
 

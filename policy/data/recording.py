@@ -39,7 +39,11 @@ def record(
 
 
 def render(state: Float[np.ndarray, "steps 5"]) -> UInt8[np.ndarray, "steps 96 96 3"]:
-    """Draw what the environment shows in each state (it shows the present state alone)."""
+    """Draw what the environment shows in each state, but for a pixel or two.
+
+    An observation shows the present state alone, no velocity and no action, so the states suffice; what differs is the
+    rounding of a state kept as float32 with its angle in one turn.
+    """
     env = PushT(obs="image", render_mode=None)
     return np.stack([env.reset(options={"state": row})[0]["image"] for row in state])
 

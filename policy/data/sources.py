@@ -57,11 +57,11 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class Located:
-    """A file on this machine, its sha256, and whether its arrays have still to be compared with the known ones."""
+    """A file on this machine, its sha256, and whether its images have still to be compared with the known ones."""
 
     path: Path
     sha256: str
-    check_content: bool = False
+    check_images: bool = False
 
 
 def load(source: str, obs: Obs, download: bool = True) -> tuple[ReplayBuffer, str]:
@@ -85,7 +85,7 @@ def load(source: str, obs: Obs, download: bool = True) -> tuple[ReplayBuffer, st
     if missing := [k for k in keys if k not in held]:
         raise _lacks(f"{source} ({located.path})", missing, obs)
     buffer = ReplayBuffer.load(located.path, keys, SHAPES, ("img",) if obs == "image" else ())
-    if located.check_content and obs == "image":
+    if located.check_images and obs == "image":
         _check_images(buffer, located.path)
     digest = located.sha256 or "of content " + content_sha256(buffer.arrays | {"episode_ends": buffer.episode_ends})
     line = f"{source}: {located.path}, sha256 {digest}, {buffer.n_episodes} episodes, {buffer.n_steps} steps"
@@ -141,12 +141,12 @@ def locate(source: str, images: bool, download: bool = True) -> Located:
 def fetch_human(images: bool, download: bool = True, progress: bool = False) -> Located:
     """Find the human demonstrations, or download and verify them.
 
-    Looked for in `$WORKBENCH_DATA/policy/` (either file; the one without images only when none are asked) and then in
-    the user's cache. Those files are compared with their known sha256. The public archive is downloaded from its
-    authors; the sha256 of that zip is not known to us, so its *content* is compared instead: the decoded arrays must
-    have the digests of the arrays we know, which also makes a re-zipped copy acceptable and a changed number not. A
-    file in the cache that fails is renamed to `<name>.bad-<sha256 begins>`, neither used nor deleted; one in
-    `$WORKBENCH_DATA` is left where it is.
+    Looked for in `$WORKBENCH_DATA/policy/` (either file; the one without images only when none are asked), where files
+    must have their known sha256, and then in the user's cache. The public archive is downloaded from its authors; the
+    sha256 of that zip is not known to us, so its *content* is compared instead: the decoded arrays must have the
+    digests of the arrays we know, which also makes a re-zipped copy acceptable and a changed number not; `load`
+    compares the images when they are used. A file in the cache that fails is renamed to `<name>.bad-<sha256 begins>`,
+    neither used nor deleted; one in `$WORKBENCH_DATA` is left where it is.
 
     Args:
         images: whether images are needed.
@@ -178,10 +178,8 @@ def fetch_human(images: bool, download: bool = True, progress: bool = False) -> 
             _download(cached, progress)
         except Exception as error:  # requests, urllib3 and the disk have each their own
             raise _not_found(where, f"the download failed: {type(error).__name__}") from error
-        _check_content(cached, images=True)
-    else:
-        _check_content(cached, images=False)
-    return Located(cached, file_sha256(cached), check_content=True)
+    _check_content(cached)
+    return Located(cached, file_sha256(cached), check_images=True)
 
 
 def file_sha256(path: Path) -> str:
@@ -220,16 +218,13 @@ def _download(target: Path, progress: bool) -> None:
     pooch.retrieve(HUMAN_URL, known_hash=None, fname=target.name, path=target.parent, downloader=downloader)
 
 
-def _check_content(path: Path, images: bool) -> None:
+def _check_content(path: Path) -> None:
     keys = [k for k in SHAPES if k != "img"]
     try:
-        buffer = ReplayBuffer.load(path, [*keys, "img"] if images else keys, SHAPES, ("img",) if images else ())
+        buffer = ReplayBuffer.load(path, keys, SHAPES)
     except WorkbenchError as error:
         raise WorkbenchError(f"{error} The file was {_put_aside(path)}.") from error
-    known = {k: buffer.arrays[k] for k in keys} | {"episode_ends": buffer.episode_ends}
-    _compare(path, "arrays", content_sha256(known), HUMAN_LOW_DIM)
-    if images:
-        _check_images(buffer, path)
+    _compare(path, "arrays", content_sha256(buffer.arrays | {"episode_ends": buffer.episode_ends}), HUMAN_LOW_DIM)
 
 
 def _check_images(buffer: ReplayBuffer, path: Path) -> None:

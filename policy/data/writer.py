@@ -9,7 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def _encode_zarr(
     from zarr.storage import MemoryStore
 
     memory: dict[str, Buffer] = {}
-    form = 3 if zarr_format == 3 else 2
+    form: Literal[2, 3] = 3 if zarr_format == 3 else 2
     root = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=form, attributes=dict(attributes))
     root.create_group("data")
     root.create_group("meta")

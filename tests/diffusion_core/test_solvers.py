@@ -118,10 +118,15 @@ def test_the_variance_of_gaussian_data_is_reached_with_weak_order_one(schedule, 
 # --- laws that tables obey exactly ----------------------------------------------------------------------
 
 
+def check_ddpm_is_ddim(solver: Solver, schedule: Schedule) -> None:
+    """DDIM with eta = 1 is ancestral sampling, entry by entry."""
+    grid = grids.uniform(17)
+    same_table(solver(schedule, grid), ddpm(schedule, grid))
+
+
 @every_schedule
 def test_ddim_with_eta_one_is_ddpm(schedule):
-    grid = grids.uniform(17)
-    same_table(ddim(schedule, grid, 1.0), ddpm(schedule, grid))
+    check_ddpm_is_ddim(ddim_of(1.0), schedule)
 
 
 @pytest.mark.parametrize("schedule", [VarianceExploding(80.0), RectifiedFlow()], ids=str)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -187,8 +186,7 @@ def test_the_average_is_the_recursion_done_by_hand(tmp_path):
 def test_a_loss_that_is_not_finite_names_step_and_samples_and_leaves_earlier_checkpoints(tmp_path):
     dataset = toys.Points()
     poisoned = int(rows_of_step(9, 5, 24, 42)[2])
-    first = min(step for step in range(20) if poisoned in rows_of_step(step, 5, 24, 42).tolist())
-    second = min(s for s in range(first + 1, 20) if poisoned in rows_of_step(s, 5, 24, 42).tolist())
+    second = max(step for step in range(20) if poisoned in rows_of_step(step, 5, 24, 42).tolist())
     calls = iter(range(20))
 
     def poison(rows: Tensor) -> None:
@@ -281,7 +279,7 @@ class MixtureModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        network = ResidualMLP(horizon=1, dim=2, cond_dim=0, width=64, depth=3)
+        network = ResidualMLP(horizon=1, dim=2, cond_dim=0, width=64, depth=2)
         self.denoiser = NetworkDenoiser(network, Cosine(), "v")
 
     def forward(self, batch: Tensor, draws: Draws) -> Tensor:
@@ -301,24 +299,44 @@ class Draw:
         return self.x[rows]
 
 
-@pytest.mark.slow
 def test_what_is_trained_on_a_mixture_samples_the_mixture(tmp_path):
     """The whole path against closed-form truth: loss, loop, average, conversion, solver."""
+    schedule, generator = Cosine(), torch.Generator().manual_seed(1)
     means = torch.tensor([[1.0, -0.6], [-0.9, 0.7], [0.2, 1.2]], dtype=torch.float64)
-    truth = GaussianMixture(Cosine(), vector(0.5, 0.3, 0.2), means, vector(0.15, 0.25, 0.1))
-    data = truth.sample(40_000, torch.Generator().manual_seed(1)).float()[:, None]
+    truth = GaussianMixture(schedule, vector(0.5, 0.3, 0.2), means, vector(0.2, 0.25, 0.2))
     torch.manual_seed(0)
-    training = TrainConfig(steps=3000, batch_size=512, learning_rate=2e-3, warmup_steps=100, checkpoint_every=0)
-    average = fit(MixtureModel(), Draw(data), training, Run(tmp_path), saved_config={}, meta=toys.META, device="cpu")
-    losses = [r["loss"] for r in read_metrics(tmp_path)]
-    n = 4000
-    x = torch.randn(n, 1, 2, generator=torch.Generator().manual_seed(2))
-    table = heun(Cosine(), uniform(25, start=1.0, end=0.0))
-    got = sample(average.denoiser, table, x, torch.zeros(n, 0))[:, 0].double()
-    print(json.dumps({"losses": losses}))
-    mode = torch.cdist(got, means).argmin(1)
-    for k, weight in enumerate(truth.weights.tolist()):
-        share = float((mode == k).double().mean())
-        print(k, share, weight, (share - weight) / math.sqrt(weight * (1 - weight) / n))
-        mine = got[mode == k]
-        print((mine.mean(0) - means[k]) / (truth.stds[k] / math.sqrt(len(mine))), mine.std(0) / truth.stds[k])
+    training = TrainConfig(steps=800, batch_size=256, learning_rate=3e-3, warmup_steps=50, checkpoint_every=0)
+    data = Draw(truth.sample(20_000, generator).float()[:, None])
+    average = fit(MixtureModel(), data, training, Run(tmp_path), saved_config={}, meta=toys.META, device="cpu")
+
+    # no prediction has a smaller loss than the exact posterior mean; what is left above it must be little
+    n = 2000
+    x0, t = truth.sample(n, generator), torch.rand(n, generator=generator, dtype=torch.float64)
+    noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    x_t = alpha * x0 + sigma * noise
+    exact_x0 = torch.cat([truth.bind(t[i : i + 1])(x_t[i : i + 1], 0) for i in range(n)])
+    exact = (alpha * x_t - exact_x0) / sigma
+    with torch.no_grad():
+        learned = average.denoiser(x_t.float()[:, None], t, torch.zeros(n, 0))[:, 0].double()
+    first, last = (read_metrics(tmp_path)[i]["loss"] for i in (0, -1))
+    least = float(((exact - (alpha * noise - sigma * x0)) ** 2).mean())
+    assert first > least + 0.1 and last < least + 0.05
+    assert float(((learned - exact) ** 2).mean()) < 0.01
+
+    n = 1000
+    x = torch.randn(n, 1, 2, generator=generator)
+    got = sample(average.denoiser, heun(schedule, uniform(20, start=1.0, end=0.0)), x, torch.zeros(n, 0))[:, 0].double()
+    drawn = truth.sample(200_000, generator)
+    for k in range(3):
+        share, place, width = _mode(got, means, k)
+        true_share, true_place, true_width = _mode(drawn, means, k)
+        assert abs(share - true_share) < 5.0 * math.sqrt(true_share * (1.0 - true_share) / n)
+        assert ((place - true_place).abs() < 5.0 * true_width / math.sqrt(n * true_share)).all()
+        assert ((width / true_width - 1.0).abs() < 0.25).all()
+
+
+def _mode(x: Tensor, means: Tensor, k: int) -> tuple[float, Tensor, Tensor]:
+    """Of the points nearest to mode k: their share, mean and standard deviation."""
+    mine = x[torch.cdist(x, means).argmin(1) == k]
+    return len(mine) / len(x), mine.mean(0), mine.std(0)

@@ -137,7 +137,7 @@ def test_observations_tell_the_state() -> None:
 def test_refuses_bad_actions(action: list[float]) -> None:
     env = PushT()
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="got .* expected 2 finite numbers"):
+    with pytest.raises(ValueError, match="expected 2 finite numbers"):
         env.step(np.array(action))
 
 

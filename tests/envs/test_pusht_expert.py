@@ -8,7 +8,7 @@ import pytest
 from envs.pusht import GOAL, OUTLINE, RADIUS, PushT, coverage, mirror_state, mirror_xy, place, rotation
 from envs.pusht_expert import Expert, ExpertStyle, plan
 from envs.pusht_generate import Episode, Noise, Recipe, demonstrate, generate
-from envs.pusht_push import CENTROID, CLEARANCE, GYRATION, clearance, compose, library, misfit, push
+from envs.pusht_push import CENTROID, CLEARANCE, GYRATION, SLACK, clearance, compose, library, misfit, push
 from envs.pusht_travel import blocked, roadmap, route, shorten
 
 FIELDS = ("state", "action", "keypoint", "n_contacts", "coverage")
@@ -36,7 +36,9 @@ def test_closed_form_push_is_pymunks() -> None:
 
 def test_misfit_is_the_root_mean_square_distance_over_the_area() -> None:
     rng = np.random.default_rng(0)
-    points = np.concatenate([rng.uniform([-60, 0], [60, 30], (40000, 2)), rng.uniform([-15, 30], [15, 120], (30000, 2))])
+    points = np.concatenate(
+        [rng.uniform([-60, 0], [60, 30], (40000, 2)), rng.uniform([-15, 30], [15, 120], (30000, 2))]
+    )
     np.testing.assert_allclose(points.mean(0), CENTROID, atol=0.5)
     np.testing.assert_allclose(np.sqrt(((points - CENTROID) ** 2).sum(1).mean()), GYRATION, rtol=0.005)
     pose = GOAL + np.array([12.0, -7.0, 0.6])
@@ -59,7 +61,7 @@ def test_ways_keep_clear_and_are_shortest() -> None:
     for goal in library().dock[::7]:
         finger = np.array([150.0, -90.0])
         way = np.concatenate([finger[None], route(finger, goal, allowed)])
-        assert not blocked(way[:-1], way[1:], RADIUS + CLEARANCE - 3.0).any()
+        assert not blocked(way[:-1], way[1:], RADIUS + CLEARANCE - SLACK - 0.5).any()
         np.testing.assert_allclose(way[-1], goal)
     graph = roadmap()
     triangle = graph.docks[:, :, None] + graph.docks[None]

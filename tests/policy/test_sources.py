@@ -6,6 +6,7 @@ import http.server
 import os
 import shutil
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def site(tmp_path, monkeypatch, cache):
     folder.mkdir()
     handler = functools.partial(Quiet, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     monkeypatch.setattr(sources, "HUMAN_URL", f"http://127.0.0.1:{server.server_port}/pusht.zip")
     yield folder
@@ -90,8 +91,8 @@ def test_download_is_verified_kept_and_used_again(site, cache, monkeypatch):
     np.testing.assert_array_equal(images.arrays["img"], buffer.arrays["img"])
 
 
-@pytest.mark.parametrize("key", ["action", "img"])
-def test_changed_download_is_put_aside(site, cache, monkeypatch, key):
+@pytest.mark.parametrize(("key", "obs"), [("action", "state"), ("keypoint", "state"), ("img", "image")])
+def test_changed_download_is_put_aside(site, cache, monkeypatch, key, obs):
     buffer = small_buffer(images=True)
     publish(site, buffer, monkeypatch)
     buffer.arrays[key].flat[100] += 1
@@ -99,7 +100,7 @@ def test_changed_download_is_put_aside(site, cache, monkeypatch, key):
     buffer.save(site.parent / "made/replay.zarr")
     zip_folder(site.parent / "made", site / "pusht.zip", "pusht/")
     with pytest.raises(WorkbenchError, match=r"content sha256 \w{64}; expected \w{64}") as error:
-        sources.load("human", "state")
+        sources.load("human", obs)
     left = list(cache.iterdir())
     assert len(left) == 1 and left[0].name.startswith("pusht.zip.bad-") and str(left[0]) in str(error.value)
     assert left[0].read_bytes() == (site / "pusht.zip").read_bytes()
@@ -109,7 +110,7 @@ def test_half_a_download_is_put_aside(site, cache, monkeypatch):
     publish(site, small_buffer(images=True), monkeypatch)
     raw = (site / "pusht.zip").read_bytes()
     (site / "pusht.zip").write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(WorkbenchError, match="cut short .* put aside as"):
+    with pytest.raises(WorkbenchError, match=r"cut short .* put aside as"):
         sources.load("human", "state")
     (site / "pusht.zip").write_bytes(raw)
     assert sources.load("human", "state")[0].n_steps == N_STEPS
@@ -225,15 +226,19 @@ def test_keypoints_of_the_environment_are_those_of_the_human_data():
 
 
 @needs_human
-def test_published_archive_with_images(site, cache, monkeypatch):
-    """The whole route with the real arrays: download, verify 25,650 images, load, observe."""
-    import zipfile
+def test_published_route_with_the_real_arrays(site, cache):
+    with zipfile.ZipFile(STAGED / LOW_DIM) as staged, zipfile.ZipFile(site / "pusht.zip", "w") as archive:
+        for name in staged.namelist():
+            archive.writestr(f"pusht/pusht_cchi_v7_replay.zarr/{name}", staged.read(name))
+    buffer, line = sources.load("human", "state")
+    assert buffer.n_steps == 25650 and line.startswith(f"human: {cache / 'pusht.zip'}, ")
+    with pytest.raises(WorkbenchError, match="without img"):
+        sources.load("human", "image")
 
-    with zipfile.ZipFile(STAGED / "pusht_cchi_v7_replay.zarr.zip") as staged:
-        with zipfile.ZipFile(site / "pusht.zip", "w") as archive:
-            for name in staged.namelist():
-                archive.writestr(f"pusht/pusht_cchi_v7_replay.zarr/{name}", staged.read(name))
-    located = sources.fetch_human(images=True)
-    assert located.path == cache / "pusht.zip"
-    buffer, _ = sources.load("human", "state")
-    assert buffer.n_steps == 25650
+
+@pytest.mark.slow
+@needs_human
+def test_staged_human_images():
+    buffer, _ = sources.load("human", "image", download=False)
+    assert buffer.arrays["img"].dtype == np.uint8
+    assert sources.content_sha256({"img": buffer.arrays["img"]}) == sources.HUMAN_IMAGES
