@@ -56,7 +56,7 @@ def pusht() -> str:
                 interval(m["success_rate"]),
                 f"{m['replan_p50']['value']:.1f} / {m['replan_p95']['value']:.1f}",
                 f"1 × {m['mean_max_score']['n']}",
-                r["data"].split(":")[0] + ", " + ", ".join(r["data"].split(", ")[-2:]),
+                ", ".join(r["data"].split(", ")[:2]),
             ]
         )
     for p in published.PUSHT:

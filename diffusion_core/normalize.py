@@ -79,6 +79,6 @@ class MinMax(nn.Module):
             raise WorkbenchError(
                 f"{name}: got {float(x[row, feature]):.6g} at step {row}, feature {feature} "
                 f"({int(outside.any(-1).sum())} of {len(x)} steps are outside); expected values in "
-                f"[{float(self.low[feature]):.6g}, {float(self.high[feature]):.6g}], the range this normalizer was "
-                "fitted on: train anew on this data, or mend it."
+                f"[{float(self.low[feature]):.6g}, {float(self.high[feature]):.6g}], the range that is allowed "
+                "here: mend or drop these steps, or train anew with a normalizer fitted on them."
             )

@@ -93,7 +93,7 @@ def plan(state: Float[np.ndarray, "5"], style: ExpertStyle) -> Plan:
     beyond = outside_by(outcome)
     first = first + 10.0 * np.maximum(beyond - outside_by(pose), 0.0)
     first = np.where(reachable & inside(end), first, np.inf)
-    d = misfit(outcome)
+    d = np.asarray(misfit(outcome))
     alone = first + steps_to_go(d)
 
     turned = GYRATION * np.sqrt(2 * (1 - np.cos(outcome[..., 2] - np.pi / 4)))

@@ -179,17 +179,22 @@ def denoise_start(policy: DiffusionPolicy, config: PolicyConfig, seed: int, n: i
 
 def denoising_figure(path: Path, denoising: Denoising) -> Path:
     """Chunks at up to six moments of the sampler, over the rendered scene."""
-    last = len(denoising.times) - 1
-    chosen = np.unique(np.linspace(0, last, min(6, last + 1)).round().astype(int))
-    figure, axes = subplots(1, len(chosen), 2.2 * len(chosen), 2.5)
-    for axis, i in zip(axes[0], chosen, strict=True):
+    moments = min(6, len(denoising.times))
+    figure, axes = subplots(1, moments, 2.2 * moments, 2.5)
+    draw_denoising(axes[0], denoising)
+    return save_figure(figure, path)
+
+
+def draw_denoising(axes: Sequence[Any], denoising: Denoising) -> None:
+    """As many moments as there are axes, the first and the last among them."""
+    chosen = np.linspace(0, len(denoising.times) - 1, len(axes)).round().astype(int)
+    for axis, i in zip(axes, chosen, strict=True):
         axis.imshow(denoising.scene, extent=(0, 512, 512, 0), alpha=0.55)
         for chunk in denoising.actions[i]:
             axis.plot(chunk[:, 0], chunk[:, 1], color=MUTED, lw=0.4, alpha=0.5)
             axis.scatter(chunk[:, 0], chunk[:, 1], c=np.arange(len(chunk)), cmap="plasma", s=3, zorder=3, lw=0)
         axis.set(xlim=(0, 512), ylim=(512, 0), xticks=[], yticks=[], title=f"t = {denoising.times[i]:.2f}")
         axis.set_aspect("equal")
-    return save_figure(figure, path)
 
 
 def learning_figure(path: Path, run: Path) -> Path:

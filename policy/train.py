@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -54,7 +55,13 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
     Raises:
         WorkbenchError: they are missing or damaged.
     """
-    buffer, provenance = sources.load(config.data.source, config.task.obs)
+    obs = cast(sources.Obs, config.task.obs)  # sources refuses any other word
+    if obs == "image":
+        raise WorkbenchError("task.obs: got image; policies learn from state or keypoints so far: use task=pusht.")
+    buffer, provenance = sources.load(config.data.source, obs)
+    space = build(config.task.env, obs=obs).action_space
+    limits = MinMax(torch.as_tensor(space.low), torch.as_tensor(space.high))
+    limits.check(torch.as_tensor(buffer.arrays["action"], dtype=torch.float32), f"{config.data.source}: action")
     training, validation = train_validation_split(buffer.n_episodes, config.data.validation_fraction, config.data.seed)
     if config.data.max_episodes:
         training = limit_episodes(training, config.data.max_episodes, config.data.seed)
@@ -68,7 +75,7 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
                 )
             part = concatenate([part, replace(part, arrays=build(config.task.mirror, part.arrays))])
         return Demonstrations(
-            sources.observations(part, config.task.obs),
+            cast(np.ndarray, sources.observations(part, obs)),
             part.arrays["action"],
             part.episode_ends,
             config.horizon,
@@ -119,6 +126,11 @@ def run(config: PolicyConfig) -> Path:
     # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
     policy.denoiser.bind(table_of(config, policy).times)
     logger.info("run: %s; %d parameters", here.path, sum(p.numel() for p in policy.denoiser.parameters()))
+    if (newest := checkpoint.listing(here.path)[-1:]) and checkpoint.load(newest[0]).meta["data"] != data.provenance:
+        raise WorkbenchError(
+            f"resume: the demonstrations are not those this run began with; got {data.provenance}, expected "
+            f"{checkpoint.load(newest[0]).meta['data']}: put them back, or start anew."
+        )
     meta = {"domain": "policy", "task": config.task.name, "data": data.provenance, "commit": results.commit()}
     average = fit(
         policy,

@@ -73,7 +73,7 @@ def load(source: str, obs: Obs, download: bool = True) -> tuple[ReplayBuffer, st
         download: fetch the human demonstrations when this machine has none.
 
     Returns:
-        The buffer, and one line for the config, log and report: source, path, sha256, episodes, steps.
+        The buffer, and one line for the config, log and report: source, episodes, steps, file name, sha256.
 
     Raises:
         WorkbenchError: the source is not there, fails its checksum, is damaged, or lacks the arrays.
@@ -88,8 +88,10 @@ def load(source: str, obs: Obs, download: bool = True) -> tuple[ReplayBuffer, st
     if located.check_images and obs == "image":
         _check_images(buffer, located.path)
     digest = located.sha256 or "of content " + content_sha256(buffer.arrays | {"episode_ends": buffer.episode_ends})
-    line = f"{source}: {located.path}, sha256 {digest}, {buffer.n_episodes} episodes, {buffer.n_steps} steps"
-    log.info("demonstrations %s", line)
+    # the file's name and not its path: this line travels in checkpoints and reports to other machines
+    name = source if source in ABOUT else "file"
+    line = f"{name}: {buffer.n_episodes} episodes, {buffer.n_steps} steps, {located.path.name}, sha256 {digest}"
+    log.info("read %s", located.path)
     return ReplayBuffer(buffer.arrays, buffer.episode_ends, source, buffer.attributes), line
 
 

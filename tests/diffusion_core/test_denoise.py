@@ -88,7 +88,8 @@ def test_the_network_is_called_with_its_time_per_sample_and_the_condition():
 
 
 @pytest.mark.parametrize(
-    ("parameters", "time"), [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32)]
+    ("parameters", "time"),
+    [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32)],
 )
 def test_time_is_given_in_the_precision_of_the_network_but_never_in_half(parameters, time):
     network = ExactNetwork(Linear(), "x0")

@@ -124,7 +124,7 @@ def test_a_discrete_grid_of_all_steps_is_the_training_grid():
     ],
 )
 def test_impossible_grids_are_refused(build):
-    with pytest.raises(WorkbenchError, match="got .*expected"):
+    with pytest.raises(WorkbenchError, match=r"got .*expected"):
         build()
 
 

@@ -136,7 +136,7 @@ def test_two_processes_together_have_the_losses_of_one():
 def test_continuous_times_are_uniform():
     n = 50_000
     t = uniform_times(draws(), n, 0.2, 0.7).sort().values
-    assert 0.2 <= float(t[0]) and float(t[-1]) <= 0.7
+    assert float(t[0]) >= 0.2 and float(t[-1]) <= 0.7
     steps = torch.arange(n + 1, dtype=torch.float64) / n
     level = (t - 0.2) / 0.5
     distance = float(torch.maximum((steps[1:] - level).abs(), (level - steps[:-1]).abs()).max())

@@ -99,7 +99,7 @@ def test_a_block_is_its_formula():
 )
 def test_a_unet_that_cannot_be_built_is_refused(arguments):
     given = {"horizon": 8, "widths": (8, 16, 24), **arguments}
-    with pytest.raises(WorkbenchError, match="got horizon.*expected a horizon divisible by 4"):
+    with pytest.raises(WorkbenchError, match=r"got horizon.*expected a horizon divisible by 4"):
         UNet1d(dim=2, cond_dim=3, **given)
 
 

@@ -72,7 +72,9 @@ def test_an_empty_normalizer_cannot_be_used_by_mistake_and_is_filled_by_a_checkp
 def test_data_outside_the_fitted_range_is_refused_and_the_place_named():
     normalizer = MinMax.fit(torch.tensor([[0.0, -3.0], [4.0, 5.0]]))
     normalizer.check(torch.tensor([[4.001, 5.0], [0.0, -3.0]]), "action")
-    with pytest.raises(WorkbenchError, match=r"action: got 5.1 at step 1, feature 1 \(2 of 3 steps .*expected values in \[-3, 5\]"):
+    with pytest.raises(
+        WorkbenchError, match=r"action: got 5.1 at step 1, feature 1 \(2 of 3 steps .*expected values in \[-3, 5\]"
+    ):
         normalizer.check(torch.tensor([[1.0, 1.0], [1.0, 5.1], [-9.0, 1.0]]), "action")
     with pytest.raises(WorkbenchError, match="got nan at step 0"):
         normalizer.check(torch.tensor([[float("nan"), 1.0]]), "action")

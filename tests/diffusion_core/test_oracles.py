@@ -101,7 +101,10 @@ def test_marginals_have_the_moments_of_noised_samples(schedule):
     generator = torch.Generator().manual_seed(0)
     data = plane_mixture(schedule)
     x0 = data.sample(n, generator)
-    for of_x0, moment in ((x0, data.weights @ data.means), (x0**2, data.weights @ (data.means**2 + data.stds[:, None] ** 2))):
+    for of_x0, moment in (
+        (x0, data.weights @ data.means),
+        (x0**2, data.weights @ (data.means**2 + data.stds[:, None] ** 2)),
+    ):
         assert bool(((of_x0.mean(0) - moment).abs() < 4.0 * of_x0.std(0) / math.sqrt(n)).all())
     # E[score] = 0 and E[x . score] = -d hold under the true marginal only
     x_t = schedule.alpha(t) * x0 + schedule.sigma(t) * torch.randn(n, 2, generator=generator, dtype=torch.float64)
@@ -124,7 +127,7 @@ def test_the_marginal_of_gaussian_data_is_that_of_noised_samples(schedule):
 
 @pytest.mark.parametrize("weights", [(0.5, 0.6), (1.5, -0.5), (1.0, 0.0)])
 def test_weights_that_are_no_distribution_are_refused(weights):
-    with pytest.raises(WorkbenchError, match="got weights .*expected positive"):
+    with pytest.raises(WorkbenchError, match=r"got weights .*expected positive"):
         GaussianMixture(Linear(), vector(*weights), vector(0.0, 1.0)[:, None], vector(1.0, 1.0))
 
 

@@ -115,9 +115,7 @@ def test_different_seeds_give_different_samples_and_one_seed_the_same():
 
 def test_a_wrong_number_of_seeds_is_refused():
     with pytest.raises(WorkbenchError, match="got a batch of 6, expected 2"):
-        sample(
-            plane_mixture(Linear()), ddpm(Linear(), grids.uniform(3)), start(), noise=PerSample.from_seeds([1, 2])
-        )
+        sample(plane_mixture(Linear()), ddpm(Linear(), grids.uniform(3)), start(), noise=PerSample.from_seeds([1, 2]))
 
 
 @pytest.mark.parametrize("source", [lambda: shared(), lambda: PerSample.from_seeds([1, 2, 3])], ids=["one", "own"])

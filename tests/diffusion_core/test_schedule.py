@@ -176,5 +176,5 @@ def test_betas_are_those_of_diffusers(ours, theirs):
     ],
 )
 def test_impossible_schedules_are_refused(build):
-    with pytest.raises(WorkbenchError, match="got .*expected"):
+    with pytest.raises(WorkbenchError, match=r"got .*expected"):
         build()

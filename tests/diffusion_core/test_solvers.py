@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_the_first_row_of_2m_is_ddim(schedule):
 
 
 def check_point_mass(solver: Solver, schedule: Schedule, grid: Tensor) -> None:
-    """If the data is one point every row is exact: ``a alpha_t + sum b = alpha_s``, ``(a sigma_t)^2 + c^2 = sigma_s^2``."""
+    """Data that is one point: ``a alpha_t + sum b = alpha_s`` and ``(a sigma_t)^2 + c^2 = sigma_s^2`` in every row."""
     table = solver(schedule, grid)
     t, s = table.times, table.reached
     a = table.x[:, 0]
@@ -202,9 +203,7 @@ def test_a_coarser_grid_is_the_respaced_process():
 
 
 @every_schedule
-@pytest.mark.parametrize(
-    "solver", [*ORDERS, ddpm, ddim_of(0.5)], ids=["ddim", "euler", "heun", "2m", "ddpm", "ddim.5"]
-)
+@pytest.mark.parametrize("solver", [*ORDERS, ddpm, ddim_of(0.5)], ids=["ddim", "euler", "heun", "2m", "ddpm", "ddim.5"])
 def test_every_step_starts_where_the_last_one_ended(schedule, solver):
     grid = grids.uniform(7, 0.95, 0.0)
     table = solver(schedule, grid)
@@ -265,7 +264,7 @@ def test_euler_and_heun_are_the_textbook_loops_on_the_flow(schedule, solver):
     grid = grids.uniform(6, 0.9, 0.1)
     x = expected = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     times = grid.tolist()
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         k_1 = velocity(data, expected, t)
         if solver is heun:
             k_2 = velocity(data, expected + (s - t) * k_1, s)
@@ -387,19 +386,19 @@ def test_a_stochastic_solver_keeps_the_mean_and_covariance_of_gaussian_data():
 
 @every_ode_solver
 def test_an_inversion_that_starts_without_noise_is_refused(solver):
-    with pytest.raises(WorkbenchError, match="from t=0 to 0.25 is not finite; expected"):
+    with pytest.raises(WorkbenchError, match=r"from t=0 to 0.25 is not finite; expected"):
         solver(Linear(), grids.uniform(4).flip(0))
 
 
 @pytest.mark.parametrize("solver", [ddpm, ddim_of(0.5), ddim_of(1.0)], ids=["ddpm", "ddim.5", "ddim1"])
 def test_a_solver_that_adds_noise_is_not_inverted(solver):
-    with pytest.raises(WorkbenchError, match="got a rising grid, from t=0.1 to 0.9.*expected"):
+    with pytest.raises(WorkbenchError, match=r"got a rising grid, from t=0.1 to 0.9.*expected"):
         solver(Linear(), grids.uniform(4, 0.9, 0.1).flip(0))
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
 def test_an_impossible_eta_is_refused(eta):
-    with pytest.raises(WorkbenchError, match="got eta=.*expected"):
+    with pytest.raises(WorkbenchError, match=r"got eta=.*expected"):
         ddim(Linear(), grids.uniform(4), eta)
 
 

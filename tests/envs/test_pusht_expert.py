@@ -95,6 +95,12 @@ def test_expert_solves_published_seeds(episodes: list[Episode]) -> None:
     assert np.median([len(e.state) for e in episodes]) < 140
 
 
+def test_expert_frees_a_finger_that_starts_inside_the_block() -> None:
+    # Published start 231189 puts the finger's centre into the T's stem, beside a wall.
+    episode = demonstrate(231_189)
+    assert episode is not None and episode.solved
+
+
 def test_recorded_actions_reproduce_the_recorded_states(episodes: list[Episode]) -> None:
     for episode in episodes[:3]:
         env = PushT(obs="state", render_mode=None)

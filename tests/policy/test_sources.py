@@ -84,7 +84,7 @@ def test_download_is_verified_kept_and_used_again(site, cache, monkeypatch):
     np.testing.assert_array_equal(got.arrays["keypoint"], buffer.arrays["keypoint"])
     assert got.source == "human" and "img" not in got.arrays
     digest = hashlib.sha256((cache / "pusht.zip").read_bytes()).hexdigest()
-    assert line == f"human: {cache / 'pusht.zip'}, sha256 {digest}, 5 episodes, {N_STEPS} steps"
+    assert line == f"human: 5 episodes, {N_STEPS} steps, pusht.zip, sha256 {digest}"
     (site / "pusht.zip").unlink()
     images, again = sources.load("human", "image")
     assert again == line
@@ -142,7 +142,7 @@ def test_expert_that_is_not_there_says_how_to_make_it(monkeypatch, tmp_path):
         sources.load("expert", "state")
     small_buffer().save(sources.EXPERT)
     buffer, line = sources.load("expert", "state")
-    assert buffer.source == "expert" and line.startswith(f"expert: {sources.EXPERT}, sha256 ")
+    assert buffer.source == "expert" and line.startswith("expert: ") and f"{sources.EXPERT.name}, sha256 " in line
     with pytest.raises(WorkbenchError, match="without img; expected it for obs=image: use source human"):
         sources.load("expert", "image")
 
@@ -159,7 +159,7 @@ def test_a_path_is_a_source(tmp_path):
     small_buffer(images=True).save(tmp_path / "a.zarr")
     buffer, line = sources.load(str(tmp_path / "a.zarr"), "image")
     assert sorted(buffer.arrays) == ["action", "img", "state"]
-    assert line.startswith(f"{tmp_path / 'a.zarr'}: ") and "sha256 of content" in line
+    assert line.startswith("file: ") and "a.zarr, sha256 of content" in line
     small_buffer(images=True).save(tmp_path / "b.zarr", zarr_format=3)
     assert sources.load(str(tmp_path / "b.zarr"), "image")[1].split("sha256")[1] == line.split("sha256")[1]
     with pytest.raises(WorkbenchError, match="name expert, human or the path of a store"):
@@ -209,7 +209,7 @@ def test_content_digest_knows_names_types_shapes_and_values():
 def test_staged_human_demonstrations(monkeypatch):
     buffer, line = sources.load("human", "keypoints", download=False)
     path = STAGED / LOW_DIM
-    assert line == f"human: {path}, sha256 {sources.HUMAN_SHA256[LOW_DIM]}, 206 episodes, 25650 steps"
+    assert line == f"human: 206 episodes, 25650 steps, {path.name}, sha256 {sources.HUMAN_SHA256[LOW_DIM]}"
     arrays = ReplayBuffer.load(path).arrays | {"episode_ends": buffer.episode_ends}
     assert sources.content_sha256(arrays) == sources.HUMAN_LOW_DIM
 
