@@ -1,7 +1,8 @@
 """Kill a training with SIGKILL at random moments, resume it each time, compare with a run that was left alone.
 
-``python -m benchmarks.kill_and_resume --kills 20`` writes ``benchmarks/results/kill_and_resume.json``. The moments are
-drawn over the whole life of a process: half a second after it began to train at most, or anywhere in its start.
+``python -m benchmarks.kill_and_resume --kills 20`` writes ``benchmarks/results/kill_and_resume.json``. Of five kills four
+come up to a second after the process has trained its first step, and one anywhere in its first four seconds: imports,
+data, the loading of the checkpoint. A checkpoint is written every 20 steps, so many fall into a write.
 """
 
 from __future__ import annotations
@@ -80,19 +81,25 @@ def finish(words: Sequence[str], log: Path) -> None:
         raise RuntimeError(f"training ended with status {status}:\n{log.read_text()[-3000:]}")
 
 
-def killed(words: Sequence[str], runs: Path, kills: int, log: Path, rng: random.Random) -> tuple[Path, list[int]]:
-    """Train with ``kills`` kills on the way; returns the run and the steps at which it was killed."""
+def killed(
+    words: Sequence[str], runs: Path, kills: int, log: Path, rng: random.Random, longest: float = 1.0
+) -> tuple[Path, list[int]]:
+    """Train with ``kills`` kills on the way; returns the run and the steps at which it was killed.
+
+    Args:
+        longest: seconds that a process trains at most before it is killed.
+    """
     steps: list[int] = []
     for i in range(kills):
         run = only_run(runs)
-        before = last_step(run)
+        before = _life(run)
         process = start([f"resume={run}"] if run else words, log)
-        if i % 5 == 4:  # anywhere in the start: imports, data, the loading of the checkpoint
+        if i % 5 == 4:
             _wait(process, rng.uniform(0.0, 4.0))
         else:
-            while process.poll() is None and last_step(only_run(runs)) == before:
+            while process.poll() is None and not _trains(only_run(runs), before):
                 time.sleep(0.02)
-            _wait(process, rng.uniform(0.0, 0.5))
+            _wait(process, rng.uniform(0.0, longest))
         if process.poll() is not None:
             raise RuntimeError(
                 f"the training ended by itself (status {process.returncode}) before kill {i + 1} of {kills}: give it "
@@ -112,6 +119,20 @@ def digests(run: Path) -> dict[str, str]:
     """Of the files of the newest checkpoint."""
     newest = checkpoint.listing(run)[-1]
     return {name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in FILES}
+
+
+def _life(run: Path | None) -> int:
+    """Another number whenever a process has begun to write records: a resumed run replaces the file."""
+    file = run / "metrics.jsonl" if run else None
+    return file.stat().st_ino if file and file.exists() else 0
+
+
+def _trains(run: Path | None, before: int) -> bool:
+    """Whether a process that began after `_life` was ``before`` has recorded a step."""
+    if run is None or _life(run) in (0, before):
+        return False
+    saved = checkpoint.listing(run)
+    return last_step(run) > (checkpoint.load(saved[-1]).step if saved else 0)
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -53,10 +53,10 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Sampler:
-    """``prepare(steps)`` does what is not counted and returns the run that is."""
+    """``prepare(steps)`` does what is not counted and returns the run that is, and its part before the first step."""
 
     library: str
-    prepare: Callable[[int], Callable[[], Any]]
+    prepare: Callable[[int], tuple[Callable[[], Any], Callable[[], Any]]]
 
 
 class Free(nn.Module):
@@ -88,11 +88,11 @@ def ours(solver: Solver, schedule: Schedule, prediction: Prediction) -> Sampler:
     model = NetworkDenoiser(Free(), schedule, prediction)
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
 
-    def prepare(steps: int) -> Callable[[], Any]:
+    def prepare(steps: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
         table = solver(schedule, grids.trailing(1000, steps))
         table.rows  # noqa: B018  made once per table
         noise = Shared(torch.Generator().manual_seed(2))
-        return lambda: sample(model, table, x, noise=noise)
+        return lambda: sample(model, table, x, noise=noise), lambda: model.bind(table.times)
 
     return Sampler("ours", prepare)
 
@@ -114,7 +114,7 @@ def theirs(name: str) -> Sampler:
     model = Free()
     x_start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
 
-    def prepare(steps: int) -> Callable[[], Any]:
+    def prepare(steps: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
         timesteps: dict[str, Any] = (
             {"sigmas": np.linspace(1.0, 1.0 / steps, steps)} if flow else {"num_inference_steps": steps}
         )
@@ -128,7 +128,7 @@ def theirs(name: str) -> Sampler:
                 x = scheduler.step(model(scaled, t.expand(batch)), t, x, return_dict=False, **noisy)[0]
             return x
 
-        return run
+        return run, lambda: scheduler.set_timesteps(**timesteps)
 
     return Sampler("diffusers", prepare)
 
@@ -150,7 +150,7 @@ def operations_per_step(sampler: Sampler) -> float:
     """Aten operations of one more step: two lengths, so that what a run costs once cancels."""
     counts = []
     for steps in (STEPS // 2, STEPS):
-        run = sampler.prepare(steps)
+        run, _ = sampler.prepare(steps)
         with Operations() as operations:
             run()
         counts.append(operations.count)
@@ -161,18 +161,24 @@ def measure(rounds: int, warm_up: int = 5) -> dict[str, dict[str, Any]]:
     """CPU microseconds per step of every sampler, interleaved."""
     every = samplers()
     seconds: dict[str, list[float]] = {name: [] for name in every}
+    before: dict[str, list[float]] = {name: [] for name in every}
     for i in range(warm_up + rounds):
         for name, sampler in every.items():
-            run = sampler.prepare(STEPS)
+            run, set_up = sampler.prepare(STEPS)
             begin = time.process_time()
             run()
+            middle = time.process_time()
+            set_up()
             if i >= warm_up:
-                seconds[name].append(time.process_time() - begin)
+                seconds[name].append(middle - begin)
+                before[name].append(time.process_time() - middle)
     return {
         name: {
             "library": sampler.library,
             "us_per_step_min": round(min(seconds[name]) / STEPS * 1e6, 2),
             "us_per_step_median": round(statistics.median(seconds[name]) / STEPS * 1e6, 2),
+            "of_which_set_up_us_per_step_min": round(min(before[name]) / STEPS * 1e6, 2),
+            "of_which_set_up_us_per_step_median": round(statistics.median(before[name]) / STEPS * 1e6, 2),
             "aten_ops_per_step": operations_per_step(sampler),
         }
         for name, sampler in every.items()

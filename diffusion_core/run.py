@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,14 +116,26 @@ def launch(main: Callable[[], None]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    with one_line_errors():
+        try:
+            main()
+        except (HydraException, OmegaConfBaseException) as error:
+            reasons = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
+            text = "; ".join(" ".join(reason.split()) for reason in dict.fromkeys(reasons))
+            raise WorkbenchError(f"{text} (python -m {_module()} --help lists every key)") from error
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Inside, a user error ends the process with one line and status 2, Ctrl-C with one line and status 130.
+
+    A job that Hydra runs does its work inside this, too: an exception that left the job would first be announced by
+    Hydra's own line.
+    """
     try:
-        main()
+        yield
     except WorkbenchError as error:
         _fail(str(error), 2)
-    except (HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__ if error.__cause__ is not None and len(str(error)) < 12 else error
-        text = " ".join(f"{error} {'' if cause is error else cause}".split())
-        _fail(f"{text} (python -m {_module()} --help lists every key)", 2)
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", 130)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from types import FrameType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from jaxtyping import Int64
 from torch import Tensor, nn
 
@@ -136,6 +137,33 @@ def _shuffle(n: int, seed: int, epoch: int) -> Int64[Tensor, " n"]:
     return torch.randperm(n, generator=torch.Generator().manual_seed(_mix(seed, epoch, 1)))
 
 
+def processes(cpu: bool = False) -> PartialState:
+    """This process among those that were launched together.
+
+    accelerate only looks for the others on a CPU when it is told that this is one; else each trains on its own.
+
+    Args:
+        cpu: keep off a GPU that is there.
+
+    Raises:
+        WorkbenchError: several were launched and cannot talk to one another here.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    asked_for_cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    state = PartialState(cpu=asked_for_cpu or (launched > 1 and not torch.cuda.is_available()))
+    if state.num_processes != launched:
+        raise WorkbenchError(
+            f"training: {launched} processes were launched and {state.num_processes} take part; expected all of them: "
+            "set ACCELERATE_USE_CPU=true to train on the CPU, or launch one process."
+        )
+    if launched == 1 and asked_for_cpu and "MASTER_ADDR" in os.environ:
+        logger.warning(
+            "one process trains: accelerate launch --cpu starts several only through mpirun; "
+            "torchrun --nproc_per_node 2 -m ... does on any machine"
+        )
+    return state
+
+
 def fit(
     model: nn.Module,
     dataset: Dataset,
@@ -165,6 +193,7 @@ def fit(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    processes(device == "cpu")
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
     rank, world = accelerator.process_index, accelerator.num_processes
     if config.batch_size % world:
@@ -288,8 +317,8 @@ def _refuse_nonfinite_weights(model: nn.Module, step: int) -> None:
         if not torch.isfinite(weights).all():
             raise WorkbenchError(
                 f"training: after step {step - 1} {name} holds values that are not finite, though its loss was; "
-                "expected finite gradients: lower train.learning_rate or set train.gradient_clip=1; checkpoints written before "
-                "this step are sound, and resume starts from the newest."
+                "expected finite gradients: lower train.learning_rate or set train.gradient_clip=1; checkpoints written "
+                "before this step are sound, and resume starts from the newest."
             )
 
 

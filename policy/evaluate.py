@@ -23,7 +23,7 @@ from diffusion_core.configure import build, table
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import PerSample
 from diffusion_core.results import Estimate
-from diffusion_core.run import Run, launch
+from diffusion_core.run import Run, launch, one_line_errors
 from diffusion_core.solvers import Table
 from envs.rollout import Rollout, rollouts
 from policy.config import EvaluateConfig, EvaluationConfig, Leaf, PolicyConfig, typed
@@ -242,6 +242,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="evaluate")
+@one_line_errors()
 def _hydra_main(values: DictConfig) -> None:
     run(typed(EvaluateConfig, values))
 

@@ -17,7 +17,7 @@ from diffusion_core import checkpoint
 from diffusion_core.configure import table
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.report import write_video
-from diffusion_core.run import launch
+from diffusion_core.run import launch, one_line_errors
 from policy import evaluate, report
 from policy.config import PolicyConfig, SampleConfig, typed
 from policy.model import restore
@@ -58,6 +58,7 @@ def run(request: SampleConfig) -> Path:
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="sample")
+@one_line_errors()
 def _hydra_main(values: DictConfig) -> None:
     run(typed(SampleConfig, values))
 

@@ -24,8 +24,8 @@ from diffusion_core.configure import build, table
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.normalize import MinMax
-from diffusion_core.run import Run, launch
-from diffusion_core.train import fit
+from diffusion_core.run import Run, launch, one_line_errors
+from diffusion_core.train import fit, processes
 from policy import config as schema
 from policy import evaluate
 from policy.config import PolicyConfig
@@ -113,9 +113,7 @@ def table_of(config: PolicyConfig, policy: DiffusionPolicy) -> Any:
 
 def run(config: PolicyConfig) -> Path:
     """Train, evaluate and report; returns the run's folder."""
-    from accelerate import PartialState
-
-    distributed = PartialState()
+    distributed = processes()
     torch.manual_seed(config.train.seed)
     here = open_run(config, distributed)
     here.log_to_file()
@@ -126,11 +124,13 @@ def run(config: PolicyConfig) -> Path:
     # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
     policy.denoiser.bind(table_of(config, policy).times)
     logger.info("run: %s; %d parameters", here.path, sum(p.numel() for p in policy.denoiser.parameters()))
-    if (newest := checkpoint.listing(here.path)[-1:]) and checkpoint.load(newest[0]).meta["data"] != data.provenance:
-        raise WorkbenchError(
-            f"resume: the demonstrations are not those this run began with; got {data.provenance}, expected "
-            f"{checkpoint.load(newest[0]).meta['data']}: put them back, or start anew."
-        )
+    for path in checkpoint.listing(here.path)[-1:]:
+        before = checkpoint.load(path).meta["data"]
+        if before != data.provenance:
+            raise WorkbenchError(
+                f"resume: these are not the demonstrations this run began with; got {data.provenance}, expected "
+                f"{before}: put them back, or start anew."
+            )
     meta = {"domain": "policy", "task": config.task.name, "data": data.provenance, "commit": results.commit()}
     average = fit(
         policy,
@@ -178,6 +178,7 @@ def command() -> str:
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="train")
+@one_line_errors()
 def _hydra_main(values: DictConfig) -> None:
     config = schema.typed(PolicyConfig, values)
     if config.resume:
