@@ -76,10 +76,13 @@ def pusht() -> str:
 def overhead() -> str:
     """Sampler overhead against diffusers."""
     r = load("sampler_overhead")
-    rows = [
-        [row["name"], f"{row['ours_us']:.1f}", f"{row['peer_us']:.1f}", f"{row['ratio']:.1f}×"] for row in r["rows"]
-    ]
-    return markdown(["sampler", "ours, µs per step", "diffusers, µs per step", "ratio"], rows)
+    rows = []
+    for pair, ratio in r["ratios"].items():
+        peer, ours = pair.split(" / ")
+        medians = [r["samplers"][name]["us_per_step_median"] for name in (ours, peer)]
+        rows.append([f"`{ours}`", f"{medians[0]:.1f}", f"`{peer}`", f"{medians[1]:.1f}", f"{ratio['median']:.1f}×"])
+    head = ["ours", "µs per step", "diffusers", "µs per step", "ratio of medians"]
+    return markdown(head, rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {"pusht": pusht, "overhead": overhead}

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from diffusion_core.errors import WorkbenchError
 from policy.data import reader, sources, writer
-from policy.data.replay import ReplayBuffer
+from policy.data.replay import ReplayBuffer, concatenate
 
 VERBS = ("generate", "inspect", "convert", "fetch")
 USAGE = """usage: python -m policy.data <verb> key=value ...
@@ -28,7 +28,7 @@ USAGE = """usage: python -m policy.data <verb> key=value ...
            max_steps=300 images=false zarr_format=2 overwrite=false
            Ctrl-C keeps the finished episodes in demos.partial.zarr.zip; demos.zarr.zip is left alone
   inspect  SOURCE [images=false]     SOURCE: expert, human, or a path (.zarr, .zarr.zip, .npz)
-  convert  src=SOURCE out=PATH       the name of PATH decides: .zarr, .zarr.zip or .npz
+  convert  src=SOURCE[,SOURCE] out=PATH   several are put end to end; PATH's name decides: .zarr, .zarr.zip or .npz
            zarr_format=2 keys=[action,state] as_uint8=[img] fill_absent=false overwrite=false
   fetch    human [images=false]      find, or download, the published demonstrations and verify them
 """
@@ -199,11 +199,12 @@ def inspect(options: Inspect) -> None:
 
 
 def convert(options: Convert) -> None:
-    """Rewrite a store in another form."""
+    """Rewrite a store in another form, or several as one."""
     out = Path(options.out)
     writer.check(out, options.zarr_format, options.overwrite)
-    path, _ = _located(options.src, options.keys is None or "img" in options.keys)
-    buffer = ReplayBuffer.load(path, options.keys, None, options.as_uint8, options.fill_absent)
+    paths = [_located(source, options.keys is None or "img" in options.keys)[0] for source in options.src.split(",")]
+    parts = [ReplayBuffer.load(path, options.keys, None, options.as_uint8, options.fill_absent) for path in paths]
+    buffer = parts[0] if len(parts) == 1 else concatenate(parts)
     buffer.save(out, options.zarr_format, options.overwrite)
     held = ", ".join(buffer.arrays)
     print(f"{out}: {buffer.n_episodes} episodes, {buffer.n_steps} steps of {held}, {_bytes(out):,} bytes")

@@ -179,7 +179,7 @@ class ReplayBuffer:
 
 
 def concatenate(buffers: Sequence[ReplayBuffer]) -> ReplayBuffer:
-    """Put buffers end to end; attributes are not merged.
+    """Put buffers end to end; the attributes of each are kept in a list, ``parts``.
 
     Raises:
         WorkbenchError: no buffers, or arrays that differ in name, dtype or shape per step.
@@ -198,4 +198,5 @@ def concatenate(buffers: Sequence[ReplayBuffer]) -> ReplayBuffer:
         {key: np.concatenate([b.arrays[key] for b in buffers]) for key in buffers[0].arrays},
         np.concatenate([b.episode_ends + o for b, o in zip(buffers, offsets, strict=True)]).astype(np.int64),
         " + ".join(dict.fromkeys(b.source for b in buffers)),
+        {"parts": [b.attributes for b in buffers]},
     )

@@ -201,3 +201,15 @@ def test_interrupt_keeps_the_finished_episodes(tmp_path):
     kept = ReplayBuffer.load(tmp_path / "a.partial.zarr.zip")
     assert kept.n_episodes >= 3
     assert kept.attributes["seeds"]["published"][:3] == [200000, 200001, 200002]
+
+
+def test_convert_puts_several_stores_end_to_end(tmp_path: Path) -> None:
+    for name, episodes in (("a", 2), ("b", 3)):
+        arrays = [{"action": np.full((4, 2), i, np.float32)} for i in range(episodes)]
+        ReplayBuffer.from_episodes(arrays, {"name": name}).save(tmp_path / f"{name}.zarr.zip")
+    done = run("convert", f"src={tmp_path / 'a.zarr.zip'},{tmp_path / 'b.zarr.zip'}", f"out={tmp_path / 'c.npz'}")
+    assert done.returncode == 0, done.stderr
+    joined = ReplayBuffer.load(tmp_path / "c.npz")
+    assert joined.episode_ends.tolist() == [4, 8, 12, 16, 20]
+    assert joined.arrays["action"][::4, 0].tolist() == [0, 1, 0, 1, 2]
+    assert [part["name"] for part in joined.attributes["parts"]] == ["a", "b"]
