@@ -54,7 +54,7 @@ class TrainConfig:
     steps: int = 10_000
     batch_size: int = 256
     learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.95, 0.999)
+    betas: list[float] = field(default_factory=lambda: [0.95, 0.999])
     eps: float = 1e-8
     weight_decay: float = 1e-6
     warmup_steps: int = 500
@@ -317,8 +317,8 @@ def _refuse_nonfinite_weights(model: nn.Module, step: int) -> None:
         if not torch.isfinite(weights).all():
             raise WorkbenchError(
                 f"training: after step {step - 1} {name} holds values that are not finite, though its loss was; "
-                "expected finite gradients: lower train.learning_rate or set train.gradient_clip=1; checkpoints written "
-                "before this step are sound, and resume starts from the newest."
+                "expected finite gradients: lower train.learning_rate or set train.gradient_clip=1; checkpoints "
+                "written before this step are sound, and resume starts from the newest."
             )
 
 

@@ -86,6 +86,7 @@ class PolicyConfig:
         network, schedule, sampler, grid, loss: constructors.
         prediction: what the network predicts: x0, eps, v, velocity or score.
         clip: bound of the normalised x0 estimate.
+        forget: share of training samples that see the newest observation only, repeated.
         n_train: discrete training steps; 0 trains on continuous times.
         steps: denoising steps of the sampler.
         validate_every: validation loss and a few rollouts, in optimizer steps; 0: only at the end.
@@ -102,6 +103,7 @@ class PolicyConfig:
     schedule: Leaf = field(default_factory=dict)
     prediction: str = "x0"
     clip: float | None = 1.0
+    forget: float = 0.0
     n_train: int = 0
     sampler: Leaf = field(default_factory=dict)
     grid: Leaf = field(default_factory=dict)
@@ -120,6 +122,7 @@ class EvaluateConfig:
 
     Args:
         checkpoint: a run, a checkpoint folder, or pretrained/<task>.
+        task: refuse a checkpoint of any other task; empty: whatever it was trained for.
         sampler, grid, steps: of the sampler; as trained where not given.
         last: evaluate so many of the run's newest checkpoints and report maximum and mean, as the paper does.
         out: where results go; default: ``evaluation`` in the run.
@@ -127,6 +130,7 @@ class EvaluateConfig:
     """
 
     checkpoint: str = ""
+    task: str = ""
     sampler: Leaf | None = None
     grid: Leaf | None = None
     steps: int = 0

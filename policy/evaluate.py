@@ -221,7 +221,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
             "checkpoint: got none; expected checkpoint=<run folder>, a checkpoint folder, or "
             "checkpoint=pretrained/pusht."
         )
-    newest = checkpoint.find(request.checkpoint, PRETRAINED).require("policy")
+    newest = checkpoint.find(request.checkpoint, PRETRAINED).require("policy", request.task or None)
     home = checkpoint.run_of(newest.path)
     saved = [newest]
     if request.last > 1:

@@ -57,8 +57,8 @@ def write(
         page.table(*published_table(found))
         page.text(
             f"Published rows: {published.SOURCE}, three training seeds, best checkpoint and mean of the last ten. "
-            "Ours: one training seed, the newest checkpoint unless aggregates are given, the demonstrations named above. "
-            "Starts and metric are the published ones."
+            "Ours: one training seed, the newest checkpoint unless aggregates are given, the demonstrations named "
+            "above. Starts and metric are the published ones."
         )
     filmed = [e for e in episodes if e.frames]
     if filmed:

@@ -67,7 +67,7 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
         training = limit_episodes(training, config.data.max_episodes, config.data.seed)
 
     def cut(episodes: Any, mirror: bool) -> Demonstrations:
-        part = buffer.subset(episodes)
+        part = buffer.subset(episodes.tolist())
         if mirror:
             if config.task.mirror is None:
                 raise WorkbenchError(

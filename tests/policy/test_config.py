@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import subprocess
@@ -17,6 +18,7 @@ from diffusion_core import solvers
 from diffusion_core.configure import build, table, target
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.normalize import MinMax
+from diffusion_core.run import launch
 from policy import config as schema
 from policy.config import EvaluateConfig, PolicyConfig, plain, typed
 from policy.model import assemble
@@ -104,47 +106,66 @@ def test_an_evaluation_keeps_the_sampler_unless_told_otherwise():
     assert kept.sampler is None and kept.grid is None and kept.steps == 0
 
 
+def is_one_line(said: str, expected: tuple[str, ...]) -> None:
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert "Traceback" not in said and len(errors) == 1 and said.splitlines()[-1] == errors[0], said
+    assert all(word in errors[0] for word in expected), errors
+
+
 BAD = {
-    "train unknown=1": ("unknown",),
     "train train.stepz=1": ("stepz",),
-    "train horizon=many": ("horizon", "many"),
-    "train task=juggling": ("juggling", "pusht", "pusht_state"),
     "train sampler=eulr": ("eulr", "euler"),
-    "train task.env._target_=os.system": (),
-    "train prediction=nothing data.source={data}": ("prediction", "nothing", "velocity"),
-    "train data.source=/nowhere.zarr": ("/nowhere.zarr",),
     "train horizon=": ("horizon",),
+    "train task.env._target_=os.system": ("_target_='os.system'",),
+    "train schedule._target_=subprocess.run": ("_target_='subprocess.run'",),
+    "train prediction=nothing": ("prediction", "nothing", "velocity"),
+    "train prediction=eps": ("eps prediction", "leaves no way to get x0"),
+    "train data.source=/nowhere.zarr": ("/nowhere.zarr",),
     "train resume=/nowhere": ("resume", "/nowhere", "config.yaml"),
     "evaluate": ("checkpoint", "expected checkpoint="),
     "evaluate checkpoint=/nowhere": ("/nowhere", "does not exist"),
     "evaluate checkpiont=runs": ("checkpiont",),
 }
-FREE = "train task.env._target_=os.system"
 
 
-@pytest.mark.slow
-def test_a_bad_command_is_one_clear_line_and_status_2(tmp_path, data):
-    """Two at a time: most of each is the import of torch."""
-    waiting, running = list(BAD.items()), []
-    while waiting or running:
-        while waiting and len(running) < 2:
-            words, expected = waiting.pop()
-            module, *overrides = words.format(data=data).split()
-            if module == "train" and "resume" not in words:
-                overrides += [f"runs={tmp_path}/runs", "preset=smoke", "train.steps=1"]
-                overrides += [] if "data.source" in words else [f"data.source={data}"]
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"policy.{module}", *overrides],
-                cwd=REPOSITORY,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-            running.append((words, expected, process))
-        words, expected, process = running.pop(0)
-        said = process.communicate(timeout=120)[0]
-        errors = [line for line in said.splitlines() if line.startswith("error:")]
-        assert process.returncode == 2, (words, said)
-        assert "Traceback" not in said and len(errors) == 1 and said.splitlines()[-1] == errors[0], (words, said)
-        assert all(word in errors[0] for word in expected), (words, errors)
+@pytest.mark.parametrize("words", BAD)
+def test_a_bad_command_is_one_clear_line_and_status_2(words, tmp_path, data, monkeypatch, capfd):
+    module, *overrides = words.split()
+    if module == "train" and "resume" not in words:
+        preset = ["preset=smoke", f"runs={tmp_path}", "train.steps=1", f"data.source={data}"]
+        overrides = preset[: 3 if "data.source" in words else 4] + overrides
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", [f"policy/{module}.py", *overrides])
+    with pytest.raises(SystemExit) as caught:
+        launch(importlib.import_module(f"policy.{module}")._hydra_main)
+    assert caught.value.code == 2
+    is_one_line(capfd.readouterr().err, BAD[words])
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("unknown=1", ("unknown",)), ("horizon=many", ("horizon", "many")), ("task=juggling", ("juggling", "pusht_state"))],
+)
+def test_so_it_is_from_a_real_shell(word, expected):
+    command = [sys.executable, "-m", "policy.train", word]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 2 and done.stdout == ""
+    is_one_line(done.stderr, expected)
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "groups"),
+    [
+        ("train", ["grid", "loss", "sampler", "schedule"]),
+        ("evaluate", ["grid", "sampler"]),
+        ("sample", ["grid", "sampler"]),
+    ],
+)
+def test_help_names_every_option_of_the_core(program: str, groups: list[str]) -> None:
+    text = (Path(schema.__file__).parent / "conf" / f"{program}.yaml").read_text()
+    core = Path(schema.__file__).parents[1] / "diffusion_core" / "conf"
+    for group in groups:
+        options = ", ".join(sorted(leaf.stem for leaf in (core / group).glob("*.yaml")))
+        assert f"{group}: {options}" in text
