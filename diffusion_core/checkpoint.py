@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diffusion_core.durable import flush
 from diffusion_core.errors import WorkbenchError
 
 FORMAT = 1
@@ -112,10 +112,10 @@ def save(
         (partial / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
         (partial / "meta.json").write_text(json.dumps({"format": FORMAT, "step": step, **meta}, indent=1))
         for file in partial.iterdir():
-            _flush(file)
+            flush(file)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _flush(parent)
+        flush(parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         # safetensors wraps the operating system's error in its own and keeps only the text
@@ -245,11 +245,3 @@ def prune(run: Path, keep: int, keep_training: int = 2) -> None:
         (path / "training.safetensors").unlink(missing_ok=True)
     for leftover in (run / "checkpoints").glob(f"*{_PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffusion_core.durable import write_text
 from diffusion_core.results import Estimate
 
 if TYPE_CHECKING:
@@ -108,9 +109,7 @@ class Page:
             "<meta name='viewport' content='width=device-width, initial-scale=1'>"
             f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style></head><body>"
         )
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(head + "\n".join(self._parts) + "</body></html>\n")
-        partial.replace(path)
+        write_text(path, head + "\n".join(self._parts) + "</body></html>\n")
         return path
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_core.durable import write_text
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -112,9 +114,7 @@ def commit() -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON, completely or not at all; `Estimate` becomes a dictionary, NaN and infinity null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
+    write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

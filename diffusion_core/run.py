@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from diffusion_core.durable import write_text
 from diffusion_core.errors import WorkbenchError
 
 logger = logging.getLogger("workbench")
@@ -74,9 +75,7 @@ class Run:
         file = self.path / "metrics.jsonl"
         if self.main and file.exists():
             kept = [json.dumps(r) + "\n" for r in self.metrics() if r.get("step", 0) <= step]
-            partial = file.with_name("metrics.jsonl.partial")
-            partial.write_text("".join(kept))
-            partial.replace(file)
+            write_text(file, "".join(kept))
 
     def progress(self, items: Iterable[Item], description: str, total: int | None = None, initial: int = 0) -> Any:
         """``items`` behind a progress bar (main process only); the bar's ``set_postfix`` shows numbers."""

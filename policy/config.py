@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_core.durable import write_text
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.train import TrainConfig
 
@@ -117,8 +118,8 @@ class PolicyConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """``python -m policy.evaluate``.
+class EvaluateConfig(EvaluationConfig):
+    """``python -m policy.evaluate``: what to judge, besides how.
 
     Args:
         checkpoint: a run, a checkpoint folder, or pretrained/<task>.
@@ -126,7 +127,6 @@ class EvaluateConfig:
         sampler, grid, steps: of the sampler; as trained where not given.
         last: evaluate so many of the run's newest checkpoints and report maximum and mean, as the paper does.
         out: where results go; default: ``evaluation`` in the run.
-        first_seed, n, batch, film, precision: see `EvaluationConfig`.
     """
 
     checkpoint: str = ""
@@ -136,11 +136,6 @@ class EvaluateConfig:
     steps: int = 0
     last: int = 1
     out: str = ""
-    first_seed: int = 100_000
-    n: int = 50
-    batch: int = 50
-    film: int = 6
-    precision: str = "float64"
 
 
 @dataclass
@@ -188,4 +183,4 @@ def plain(config: Any) -> dict[str, Any]:
 
 def save(config: PolicyConfig, path: Path) -> None:
     """Write ``config`` as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(config))))

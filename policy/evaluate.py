@@ -99,7 +99,7 @@ def metrics(episodes: Sequence[Rollout], control_hz: float = 10.0) -> dict[str, 
         "success_rate": results.rate(len(solved), len(episodes)),
         "final_coverage": results.mean([e.coverage[-1] for e in episodes]),
         "max_coverage": results.mean([max(e.coverage) for e in episodes]),
-        "steps_to_success": results.mean([e.steps for e in solved], "steps of 0.1 s"),
+        "steps_to_success": results.mean([float(e.steps) for e in solved], "steps of 0.1 s"),
     }
 
 
@@ -236,9 +236,8 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
     name = request.checkpoint.strip("/").replace("/", "-")
     out = Path(request.out) if request.out else (home / "evaluation" if home else Path("runs") / f"evaluation-{name}")
     out.mkdir(parents=True, exist_ok=True)
-    evaluation = EvaluationConfig(request.first_seed, request.n, request.batch, request.film, request.precision)
     command = "python -m policy.evaluate " + " ".join(sys.argv[1:])
-    return evaluate_and_report(saved, config, evaluation, out, command, Run(out))
+    return evaluate_and_report(saved, config, request, out, command, Run(out))
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="evaluate")

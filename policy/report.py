@@ -127,7 +127,7 @@ def describe(episode: Rollout) -> str:
 
 def episode_figure(path: Path, episodes: Sequence[Rollout]) -> Path:
     """Coverage over time and the best coverage of each episode."""
-    figure, axes = subplots(1, 2, 11, 3.4)
+    figure, axes = subplots(1, 2, 11.0, 3.4)
     left, right = axes[0]
     for e in episodes:
         left.plot(0.1 * np.arange(1, e.steps + 1), e.coverage, color=ACCENT if e.success else WARM, alpha=0.45, lw=1)
@@ -200,7 +200,7 @@ def draw_denoising(axes: Sequence[Any], denoising: Denoising) -> None:
 def learning_figure(path: Path, run: Path) -> Path:
     """Loss and validation score over optimizer steps."""
     records = read_metrics(run)
-    figure, axes = subplots(1, 2, 11, 3.2)
+    figure, axes = subplots(1, 2, 11.0, 3.2)
     left, right = axes[0]
 
     def series(key: str) -> tuple[list[int], list[float]]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from diffusion_core.durable import flush
 from diffusion_core.errors import WorkbenchError
 from policy.data.reader import ENDS
 
@@ -140,15 +141,7 @@ def _write_directory(path: Path, files: Mapping[str, bytes | memoryview]) -> Non
         target = path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-        _flush(target)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(target)
 
 
 def _rename(fresh: Path, path: Path) -> None:
@@ -163,7 +156,7 @@ def _rename(fresh: Path, path: Path) -> None:
         raise
     _remove(old)
     # The rename itself is only on the disk once the directory is.
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def _remove(path: Path) -> None:

@@ -176,9 +176,9 @@ def test_a_checkpoint_that_is_not_this_policys_is_one_line(tmp_path):
     policy = policy_of(settings)
     wrong = {
         "domain=policy": saved(policy, settings, tmp_path / "a", domain="planning"),
-        "are unknown": saved(policy, replace(settings, network=settings.network | {"depth": 0}), tmp_path / "b"),
+        "are missing": saved(policy, replace(settings, network=settings.network | {"depth": 2}), tmp_path / "b"),
         "has shape": saved(policy, replace(settings, network=settings.network | {"width": 16}), tmp_path / "c"),
-        "has shape (32, 32)": saved(policy, replace(settings, horizon=8), tmp_path / "d"),
+        "has shape (": saved(policy, replace(settings, n_obs_steps=1), tmp_path / "d"),
     }
     fine = saved(policy, settings, tmp_path / "e")
     wrong["os.system"] = replace(fine, config=copy.deepcopy(fine.config) | {"schedule": {"_target_": "os.system"}})
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_is_not_this_policys_is_one_line(tmp_path):
         with pytest.raises(WorkbenchError) as caught:
             restore(found)
         assert "\n" not in str(caught.value)
-        assert words.split(" (")[0] in str(caught.value), words
+        assert words in str(caught.value), words
 
 
 def test_the_denoising_ends_in_the_plan():
