@@ -29,6 +29,7 @@ def main() -> None:
         axis.plot(trail[:, 0], trail[:, 1], color="#2563a8", lw=1, alpha=0.6)
         covered = ([0.0, *episode.coverage])[i]
         axis.set(xlim=(0, 512), ylim=(512, 0), xticks=[], yticks=[], title=f"{0.1 * i:.1f} s, coverage {covered:.2f}")
+        axis.spines[:].set_visible(False)
     save_figure(figure, ROOT / "docs" / "pusht.png")
 
 

@@ -195,6 +195,7 @@ def draw_denoising(axes: Sequence[Any], denoising: Denoising) -> None:
             axis.scatter(chunk[:, 0], chunk[:, 1], c=np.arange(len(chunk)), cmap="plasma", s=3, zorder=3, lw=0)
         axis.set(xlim=(0, 512), ylim=(512, 0), xticks=[], yticks=[], title=f"t = {denoising.times[i]:.2f}")
         axis.set_aspect("equal")
+        axis.spines[:].set_visible(False)
 
 
 def learning_figure(path: Path, run: Path) -> Path:
