@@ -1,13 +1,14 @@
 """Kill a training with SIGKILL at random moments, resume it each time, compare with a run that was left alone.
 
-``python -m benchmarks.kill_and_resume --kills 20`` writes ``benchmarks/results/kill_and_resume.json``. Of five kills four
-come up to a second after the process has trained its first step, and one anywhere in its first four seconds: imports,
-data, the loading of the checkpoint. A checkpoint is written every 20 steps, so many fall into a write.
+``python -m benchmarks.kill_and_resume --kills 20`` writes ``benchmarks/results/kill_and_resume.json``. Of five kills
+four come up to a second after the process has trained its first step, and one anywhere in its first four seconds:
+imports, data, the loading of the checkpoint. A checkpoint is written every 20 steps, so some fall into a write.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -121,6 +122,11 @@ def digests(run: Path) -> dict[str, str]:
     return {name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in FILES}
 
 
+def records(run: Path) -> list[dict[str, object]]:
+    """What a run recorded, without its speed."""
+    return [{k: v for k, v in r.items() if k != "steps_per_second"} for r in read_metrics(run)]
+
+
 def _life(run: Path | None) -> int:
     """Another number whenever a process has begun to write records: a resumed run replaces the file."""
     file = run / "metrics.jsonl" if run else None
@@ -136,10 +142,8 @@ def _trains(run: Path | None, before: int) -> bool:
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pass
 
 
 def main() -> None:
@@ -159,7 +163,7 @@ def main() -> None:
         words = overrides(data, here / "killed", asked.steps, 20)
         run, steps = killed(words, here / "killed", asked.kills, here / "killed.log", random.Random(asked.seed))
         one, other = digests(undisturbed), digests(run)
-        equal_records = _records(undisturbed) == _records(run)
+        equal_records = records(undisturbed) == records(run)
     found = {
         "what": "sha256 of the final checkpoint of an undisturbed run and of one killed with SIGKILL and resumed",
         "command": f"python -m benchmarks.kill_and_resume --kills {asked.kills} --steps {asked.steps} "
@@ -181,10 +185,6 @@ def main() -> None:
     print(f"weights and optimizer equal: {found['equal']}; records equal: {equal_records}; {asked.out}")
     if not (found["equal"] and equal_records):
         sys.exit("error: the killed and resumed run did not end where the undisturbed one did")
-
-
-def _records(run: Path) -> list[dict[str, object]]:
-    return [{k: v for k, v in r.items() if k != "steps_per_second"} for r in read_metrics(run)]
 
 
 if __name__ == "__main__":

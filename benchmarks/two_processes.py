@@ -62,9 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         data = demonstrations(here / "expert.zarr.zip")
-        curves = {
-            n: losses(train(n, overrides(data, here / str(n), asked.steps, 0), here / str(n))) for n in (1, 2)
-        }
+        curves = {n: losses(train(n, overrides(data, here / str(n), asked.steps, 0), here / str(n))) for n in (1, 2)}
     apart = [abs(b / a - 1.0) for a, b in zip(curves[1], curves[2], strict=True)]
     found = {
         "what": "training loss with one and with two processes, same global batch, step by step",

@@ -87,7 +87,6 @@ class PolicyConfig:
         network, schedule, sampler, grid, loss: constructors.
         prediction: what the network predicts: x0, eps, v, velocity or score.
         clip: bound of the normalised x0 estimate.
-        forget: share of training samples that see the newest observation only, repeated.
         n_train: discrete training steps; 0 trains on continuous times.
         steps: denoising steps of the sampler.
         validate_every: validation loss and a few rollouts, in optimizer steps; 0: only at the end.
@@ -104,7 +103,6 @@ class PolicyConfig:
     schedule: Leaf = field(default_factory=dict)
     prediction: str = "x0"
     clip: float | None = 1.0
-    forget: float = 0.0
     n_train: int = 0
     sampler: Leaf = field(default_factory=dict)
     grid: Leaf = field(default_factory=dict)

@@ -141,7 +141,7 @@ def evaluate(
     found = metrics(episodes) | latency(policy, plan, _some_observations(config, seeds, policy.n_obs_steps))
     return (
         {
-            "checkpoint": str(saved.path),
+            "checkpoint": _shown(saved.path),
             "step": saved.step,
             "metrics": found,
             "task": config.task.name,
@@ -157,6 +157,12 @@ def evaluate(
         episodes,
         policy,
     )
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it here: results travel to other machines."""
+    here = Path.cwd()
+    return str(path.resolve().relative_to(here)) if path.resolve().is_relative_to(here) else path.name
 
 
 def _some_observations(config: PolicyConfig, seeds: Sequence[int], n_obs_steps: int, n: int = 105) -> np.ndarray:

@@ -39,8 +39,6 @@ class DiffusionPolicy(nn.Module):
             (horizon * action_dim); their values are part of the weights.
         horizon, n_obs_steps, n_action_steps: in control steps.
         reference: for each action dimension the observation feature it is measured from; empty: absolute.
-        forget: in training, the share of samples whose older observations are replaced by the newest. A policy that
-            has always seen motion before motion learns to stay where it rests; this shows it every state at rest.
         weighting: of the training loss.
         n_train: training times are drawn on the steps of a discrete-time model with this many; 0: uniformly.
 
@@ -57,7 +55,6 @@ class DiffusionPolicy(nn.Module):
         n_obs_steps: int,
         n_action_steps: int,
         reference: Sequence[int] = (),
-        forget: float = 0.0,
         weighting: Weighting = simple,
         n_train: int = 0,
     ) -> None:
@@ -67,7 +64,6 @@ class DiffusionPolicy(nn.Module):
         self.action_normalizer = action_normalizer
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
         self.reference = list(reference)
-        self.forget = forget
         self.weighting = weighting
         self.times = partial(uniform_times, n_train=n_train or None)
 
@@ -80,9 +76,6 @@ class DiffusionPolicy(nn.Module):
         action, obs = batch["action"], batch["obs"]
         chunk = (action - self.origin(obs)).flatten(1)
         x0 = self.action_normalizer.normalize(chunk).reshape(action.shape)
-        if self.forget > 0.0:
-            forgotten = draws.uniform((len(obs), 1, 1)) < self.forget
-            obs = torch.where(forgotten, obs[:, -1:], obs)
         return denoising_loss(self.denoiser, x0, self.condition(obs), draws, self.times, self.weighting)
 
     def origin(self, obs: Float[Tensor, "batch n_obs features"]) -> Float[Tensor, "batch 1 action"] | float:
@@ -147,7 +140,6 @@ def assemble(config: PolicyConfig, obs_normalizer: MinMax, action_normalizer: Mi
         config.n_obs_steps,
         config.n_action_steps,
         config.task.reference,
-        config.forget,
         bind(config.loss),
         config.n_train,
     )

@@ -181,7 +181,7 @@ def denoising_figure(path: Path, denoising: Denoising) -> Path:
     """Chunks at up to six moments of the sampler, over the rendered scene."""
     moments = min(6, len(denoising.times))
     figure, axes = subplots(1, moments, 2.2 * moments, 2.5)
-    draw_denoising(axes[0], denoising)
+    draw_denoising(list(axes[0]), denoising)
     return save_figure(figure, path)
 
 

@@ -38,7 +38,10 @@ def group(name: str) -> dict[str, dict[str, Any]]:
 
 def test_every_shared_group_has_leaves():
     assert {name.split("/")[2] for name in LEAVES if name.startswith("diffusion_core")} == {
-        "schedule", "sampler", "grid", "loss"
+        "schedule",
+        "sampler",
+        "grid",
+        "loss",
     }
 
 

@@ -121,9 +121,7 @@ def test_only_the_newest_two_checkpoints_keep_what_resuming_needs_and_only_keep_
     assert [(p / "training.safetensors").exists() for p in paths] == [False, True, True]
 
 
-@given(
-    n=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**31), first=st.integers(0, 5)
-)
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**31), first=st.integers(0, 5))
 def test_every_epoch_shows_every_sample_once(n, batch_size, seed, first):
     steps = range(math.ceil((first + 3) * n / batch_size) + 1)
     seen = torch.cat([rows_of_step(step, batch_size, n, seed) for step in steps])

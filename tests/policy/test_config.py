@@ -144,7 +144,11 @@ def test_a_bad_command_is_one_clear_line_and_status_2(words, tmp_path, data, mon
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("unknown=1", ("unknown",)), ("horizon=many", ("horizon", "many")), ("task=juggling", ("juggling", "pusht_state"))],
+    [
+        ("unknown=1", ("unknown",)),
+        ("horizon=many", ("horizon", "many")),
+        ("task=juggling", ("juggling", "pusht_state")),
+    ],
 )
 def test_so_it_is_from_a_real_shell(word, expected):
     command = [sys.executable, "-m", "policy.train", word]

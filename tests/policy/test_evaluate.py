@@ -58,8 +58,8 @@ def test_without_a_solved_episode_steps_to_success_are_unknown_and_not_zero():
 
 
 def results(**more: Any) -> dict[str, Any]:
-    metrics = {"mean_max_score": Estimate(0.873, 0.01, 0.8, 0.9, 50), "success_rate": Estimate(0.62, 0.01, 0.5, 0.7, 50)}
-    return {"metrics": metrics} | more
+    score, success = Estimate(0.873, 0.01, 0.8, 0.9, 50), Estimate(0.62, 0.01, 0.5, 0.7, 50)
+    return {"metrics": {"mean_max_score": score, "success_rate": success}} | more
 
 
 def test_our_row_stands_first_and_the_published_ones_as_published():

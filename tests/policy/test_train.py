@@ -46,8 +46,8 @@ def test_the_evaluation_is_complete(trained, data):
         raise AssertionError(f"{constant} is not JSON")
 
     found = json.loads((trained / "evaluation" / "evaluation.json").read_text(), parse_constant=refuse)
-    names = "mean_max_score success_rate final_coverage max_coverage steps_to_success replan_p50 replan_p95".split()
-    assert set(names) <= found["metrics"].keys()
+    outcome = {"mean_max_score", "success_rate", "final_coverage", "max_coverage", "steps_to_success"}
+    assert outcome | {"replan_p50", "replan_p95"} <= found["metrics"].keys()
     for name, metric in found["metrics"].items():
         assert metric.keys() == {"value", "stderr", "low", "high", "n", "unit"}, name
         if metric["n"]:
@@ -58,7 +58,7 @@ def test_the_evaluation_is_complete(trained, data):
     assert found["metrics"]["replan_p50"]["unit"] == "ms" and found["metrics"]["replan_p50"]["n"] == 100
     assert found["metrics"]["replan_p50"]["value"] <= found["metrics"]["replan_p95"]["value"]
     assert found["seeds"] == [100_000, 100_002] and found["task"] == "pusht" and found["step"] == 300
-    assert str(data) in found["data"] and "6 episodes" in found["data"]
+    assert data.name in found["data"] and "6 episodes" in found["data"]
     assert found["command"].startswith("python -m policy.train preset=smoke")
     assert found["sampler"]["steps"] == 4 and found["sampler"]["solver"]["_target_"].startswith("diffusion_core")
     assert found["commit"] and found["seconds"] > 0.0 and found["hardware"]["cores"] >= 1
@@ -115,7 +115,7 @@ def test_the_last_checkpoints_are_aggregated_as_the_paper_does(trained, tmp_path
     assert found["aggregates"]["max"] == max(single)
     assert found["aggregates"]["mean"] == pytest.approx(sum(single) / 3)
     assert found["metrics"]["mean_max_score"].value == single[-1]
-    with pytest.raises(WorkbenchError, match="last: got 4, but .* has 3 checkpoints"):
+    with pytest.raises(WorkbenchError, match=r"last: got 4, but .* has 3 checkpoints"):
         judge(trained, tmp_path / "more", last=4)
 
 
@@ -188,18 +188,18 @@ def test_a_run_is_not_resumed_on_other_demonstrations(trained, tmp_path, monkeyp
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_it_ends_bit_for_bit_where_an_undisturbed_run_ends(data, tmp_path):
     """benchmarks/kill_and_resume.py does this with 20 kills."""
-    steps, every = 600, 15
+    steps, every = 500, 15
     log = tmp_path / "log"
     kill_and_resume.finish(kill_and_resume.overrides(data, tmp_path / "undisturbed", steps, every), log)
     undisturbed = kill_and_resume.only_run(tmp_path / "undisturbed")
     words = kill_and_resume.overrides(data, tmp_path / "killed", steps, every)
-    run, killed_at = kill_and_resume.killed(words, tmp_path / "killed", 5, log, random.Random(0), longest=0.3)
+    run, killed_at = kill_and_resume.killed(words, tmp_path / "killed", 5, log, random.Random(0), longest=0.2)
     assert len(killed_at) == 5 and 0 < max(killed_at) < steps
     one, other = (checkpoint.listing(r)[-1] for r in (undisturbed, run))
     for name in kill_and_resume.FILES:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    records = [[{k: v for k, v in r.items() if k != "steps_per_second"} for r in read_metrics(r)] for r in (undisturbed, run)]
-    assert records[0] == records[1] and len(records[0]) == steps + 1
+    records = kill_and_resume.records(run)
+    assert records == kill_and_resume.records(undisturbed) and len(records) == steps + 1
     assert episodes_of(undisturbed / "evaluation") == episodes_of(run / "evaluation")
     assert not list((run / "checkpoints").glob("*.partial"))
 
