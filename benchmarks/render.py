@@ -38,10 +38,11 @@ def interval(estimate: dict[str, Any]) -> str:
 def pusht() -> str:
     """Push-T: ours beside the published rows."""
     rows = []
-    for name, label in (
-        ("pusht_pretrained", "pretrained/pusht"),
-        ("pusht_expert_cpu", "`preset=cpu`, shipped demonstrations"),
-        ("pusht_human_cpu", "`preset=cpu data=human`"),
+    for name, label, demonstrations in (
+        ("pusht_pretrained", "`pretrained/pusht`", "planned"),
+        ("pusht_pretrained_500", "`pretrained/pusht`", "planned"),
+        ("pusht_expert_cpu", "`make train`", "planned, shipped"),
+        ("pusht_human_cpu", "`data=human`", "human"),
     ):
         if not (RESULTS / f"{name}.json").exists():
             continue
@@ -50,13 +51,13 @@ def pusht() -> str:
         aggregates = r.get("aggregates")
         rows.append(
             [
-                f"**{label}**",
+                label,
                 interval(m["mean_max_score"]),
                 f"{aggregates['max']:.2f} / {aggregates['mean']:.2f}" if aggregates else "",
                 interval(m["success_rate"]),
                 f"{m['replan_p50']['value']:.1f} / {m['replan_p95']['value']:.1f}",
                 f"1 × {m['mean_max_score']['n']}",
-                ", ".join(r["data"].split(", ")[:2]),
+                f"{demonstrations}, {re.findall(r'([0-9]+) episodes', r['data'])[0]} episodes",
             ]
         )
     for p in published.PUSHT:

@@ -11,7 +11,8 @@ from torch import nn
 
 @dataclass
 class Ema:
-    """``average <- decay average + (1 - decay) weights`` with ``decay = 1 - (1 + step / inv_gamma)^-power``.
+    """``average <- decay average + (1 - decay) weights`` with ``decay = 1 - (1 + (step - 1) / inv_gamma)^-power``
+    after optimizer step ``step`` = 1, 2, ...: the first step takes the weights as they are.
 
     A pure rule of the step: there is no counter to lose on resume.
 
