@@ -6,10 +6,9 @@ import numpy as np
 
 from benchmarks.render import ROOT
 from diffusion_core import checkpoint
-from diffusion_core.configure import table
 from diffusion_core.report import save_figure, subplots
 from policy import evaluate, report
-from policy.model import restore
+from policy.model import restore, sampling_table
 
 SEED = 100_003
 MOMENTS = 6
@@ -17,7 +16,7 @@ MOMENTS = 6
 
 def main() -> None:
     policy, config = restore(checkpoint.find("pretrained/pusht", evaluate.PRETRAINED))
-    plan = table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
+    plan = sampling_table(config, policy)
     denoising = report.denoise_start(policy, config, SEED, 32)
     episode = evaluate.rollout(policy, config, [SEED], plan, film=[SEED])[0]
     figure, axes = subplots(2, MOMENTS, 2.2 * MOMENTS, 4.8)

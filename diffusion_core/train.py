@@ -43,7 +43,7 @@ class TrainConfig:
         betas, eps, weight_decay: of AdamW.
         gradient_clip: largest norm of the gradient; 0 leaves it alone.
         ema: averaging of the weights.
-        precision: "no" (float32), "bf16" or "fp16" mixed precision, by accelerate.
+        precision: "no" (float32) or "bf16" mixed precision, by accelerate.
         compile: torch.compile the model (pays on a GPU).
         log_every, checkpoint_every: in steps; 0 means only at the end.
         keep: how many checkpoints stay.
@@ -194,6 +194,11 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     processes(device == "cpu")
+    if config.precision not in ("no", "bf16"):
+        raise WorkbenchError(
+            f"train.precision: got {config.precision!r}; expected no or bf16 (fp16 needs a gradient scale that a "
+            "resumed run would not have)."
+        )
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
     rank, world = accelerator.process_index, accelerator.num_processes
     if config.batch_size % world:
@@ -262,7 +267,7 @@ def fit(
             if saved:
                 save()
             judge()
-            if stop.requested:
+            if _all_stop(stop.requested, accelerator, _due(state.step, config.log_every, config.steps)):
                 if not saved:
                     save()
                 raise KeyboardInterrupt(
@@ -273,6 +278,16 @@ def fit(
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
+
+
+def _all_stop(requested: bool, accelerator: Accelerator, look: bool) -> bool:
+    """Whether to stop here; processes that train together agree on it, and ask one another only when ``look``."""
+    if accelerator.num_processes == 1:
+        return requested
+    if not look:
+        return False
+    votes = accelerator.reduce(torch.tensor(float(requested), device=accelerator.device), "sum")
+    return bool(votes.item() > 0.0)
 
 
 def _mix(seed: int, index: int, stream: int) -> int:

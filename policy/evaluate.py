@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from diffusion_core import checkpoint, results
 from diffusion_core.checkpoint import Checkpoint
-from diffusion_core.configure import build, table
+from diffusion_core.configure import build
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import PerSample
 from diffusion_core.results import Estimate
@@ -27,7 +27,7 @@ from diffusion_core.run import Run, launch, one_line_errors
 from diffusion_core.solvers import Table
 from envs.rollout import Rollout, rollouts
 from policy.config import EvaluateConfig, EvaluationConfig, Leaf, PolicyConfig, typed
-from policy.model import DiffusionPolicy, restore
+from policy.model import DiffusionPolicy, restore, sampling_table
 
 logger = logging.getLogger("workbench.policy")
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -132,7 +132,7 @@ def evaluate(
     policy, _ = restore(saved)
     if torch.cuda.is_available():
         policy = policy.cuda()
-    plan = table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
+    plan = sampling_table(config, policy)
     seeds = list(range(evaluation.first_seed, evaluation.first_seed + evaluation.n))
     start = time.perf_counter()
     filmed = seeds[: evaluation.film] if film else []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_core import sample
 from diffusion_core.checkpoint import Checkpoint, fill
-from diffusion_core.configure import bind, build
+from diffusion_core.configure import bind, build, table
 from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws, Weighting, denoising_loss, simple, uniform_times
@@ -143,6 +143,11 @@ def assemble(config: PolicyConfig, obs_normalizer: MinMax, action_normalizer: Mi
         bind(config.loss),
         config.n_train,
     )
+
+
+def sampling_table(config: PolicyConfig, policy: DiffusionPolicy) -> Table:
+    """The solver's table that ``config`` asks for, under the policy's schedule."""
+    return table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
 
 
 def restore(saved: Checkpoint) -> tuple[DiffusionPolicy, PolicyConfig]:

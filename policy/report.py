@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from diffusion_core.configure import build, table
+from diffusion_core.configure import build
 from diffusion_core.noise import PerSample
 from diffusion_core.report import ACCENT, INK, MUTED, WARM, Page, save_figure, subplots, write_video
 from diffusion_core.run import read_metrics
 from envs.rollout import Rollout
 from policy import published
 from policy.config import PolicyConfig, plain
-from policy.model import DiffusionPolicy
+from policy.model import DiffusionPolicy, sampling_table
 
 SUCCESS_COVERAGE = 0.95
 NAMES = {
@@ -169,7 +169,7 @@ def denoise_start(policy: DiffusionPolicy, config: PolicyConfig, seed: int, n: i
     device = policy.action_normalizer.low.device
     history = np.stack([observation] * policy.n_obs_steps)
     obs = torch.as_tensor(history).to(device, torch.float32).expand(n, *history.shape)
-    plan = table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
+    plan = sampling_table(config, policy)
     states = list(policy.denoising(obs, plan, PerSample.from_seeds(range(n))))
     start = PerSample.from_seeds(range(n)).normal(states[0].x.shape, torch.float32, device)
     moments = [(float(plan.times[0]), start)] + [(s.t, s.x) for s in states]

@@ -14,13 +14,12 @@ import numpy as np
 from omegaconf import DictConfig
 
 from diffusion_core import checkpoint
-from diffusion_core.configure import table
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.report import write_video
 from diffusion_core.run import launch, one_line_errors
 from policy import evaluate, report
 from policy.config import PolicyConfig, SampleConfig, typed
-from policy.model import restore
+from policy.model import restore, sampling_table
 
 logger = logging.getLogger("workbench.policy")
 
@@ -39,7 +38,7 @@ def run(request: SampleConfig) -> Path:
     saved = checkpoint.find(request.checkpoint, evaluate.PRETRAINED).require("policy")
     policy, _ = restore(saved)
     config = evaluate.with_sampler(typed(PolicyConfig, saved.config), request.sampler, request.grid, request.steps)
-    plan = table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
+    plan = sampling_table(config, policy)
     out = Path(request.out or "runs/sample-" + request.checkpoint.strip("/").replace("/", "-"))
     out.mkdir(parents=True, exist_ok=True)
     denoising = report.denoise_start(policy, config, request.seed, request.n)

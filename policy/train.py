@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from diffusion_core import checkpoint, results
-from diffusion_core.configure import build, table
+from diffusion_core.configure import build
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.normalize import MinMax
@@ -33,7 +33,7 @@ from policy.data import sources
 from policy.data.demonstrations import Demonstrations
 from policy.data.replay import concatenate
 from policy.data.windows import limit_episodes, train_validation_split
-from policy.model import DiffusionPolicy, assemble
+from policy.model import DiffusionPolicy, assemble, sampling_table
 
 logger = logging.getLogger("workbench.policy")
 VALIDATION_SEEDS = range(50_000, 50_010)
@@ -94,7 +94,7 @@ def validator(config: PolicyConfig, data: Data, run: Run) -> Callable[[nn.Module
     @torch.no_grad()
     def validate(policy: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(policy, DiffusionPolicy)
-        judged = evaluate.rollout(policy, config, VALIDATION_SEEDS, table_of(config, policy))
+        judged = evaluate.rollout(policy, config, VALIDATION_SEEDS, sampling_table(config, policy))
         values = {"validation_score": sum(max(r.rewards) for r in judged) / len(judged)}
         if data.validation is not None:
             # the same rows and noise every time, so that the curve shows the policy and not the draw
@@ -104,11 +104,6 @@ def validator(config: PolicyConfig, data: Data, run: Run) -> Callable[[nn.Module
         return values
 
     return validate
-
-
-def table_of(config: PolicyConfig, policy: DiffusionPolicy) -> Any:
-    """The solver's table that ``config`` asks for."""
-    return table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
 
 
 def run(config: PolicyConfig) -> Path:
@@ -122,7 +117,7 @@ def run(config: PolicyConfig) -> Path:
     chunks = data.training.chunks(config.task.reference)
     policy = assemble(config, MinMax.fit(data.training.obs), MinMax.fit(chunks))
     # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
-    policy.denoiser.bind(table_of(config, policy).times)
+    policy.denoiser.bind(sampling_table(config, policy).times)
     logger.info("run: %s; %d parameters", here.path, sum(p.numel() for p in policy.denoiser.parameters()))
     for path in checkpoint.listing(here.path)[-1:]:
         before = checkpoint.load(path).meta["data"]

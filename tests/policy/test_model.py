@@ -134,15 +134,6 @@ def test_training_and_sampling_agree_on_what_a_normalised_chunk_is(data, referen
     torch.testing.assert_close(policy.actions(seen[0] / alpha, batch["obs"]), batch["action"], rtol=1e-5, atol=1e-3)
 
 
-def test_a_forgetful_policy_sees_the_newest_observation_only():
-    settings = config(*SMALL, "forget=1.0")
-    policy, seen = policy_of(settings), []
-    policy.condition = lambda obs: seen.append(obs) or obs.flatten(1)  # type: ignore[method-assign]
-    obs = observations(5, dtype=torch.float32)
-    policy({"obs": obs, "action": torch.zeros(5, 16, 2)}, Draws(torch.Generator().manual_seed(0)))
-    assert torch.equal(seen[0], obs[:, -1:].expand_as(obs))
-
-
 def saved(policy: DiffusionPolicy, settings: PolicyConfig, folder: Path, **meta: str) -> checkpoint.Checkpoint:
     about = {"domain": "policy", "task": settings.task.name, "data": "none", "commit": "none"} | meta
     path = checkpoint.save(folder, 1, {"model": policy.state_dict()}, schema.plain(settings), about)
