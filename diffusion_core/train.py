@@ -338,10 +338,14 @@ def _refuse_nonfinite_weights(model: nn.Module, step: int) -> None:
 
 
 class _StopSignals:
-    """Turns SIGINT and SIGTERM into a request that the loop honours between two steps; a second one is immediate."""
+    """Turns SIGINT and SIGTERM into a request that the loop honours between two steps; a second one is immediate.
+
+    A repeat within a second is the same Ctrl-C: a launcher of several processes passes on what they got already.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _StopSignals:
@@ -357,6 +361,7 @@ class _StopSignals:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and time.monotonic() - self._since > 1.0:
             raise KeyboardInterrupt("stopped at once; the last checkpoint is untouched")
-        self.requested = True
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()

@@ -255,7 +255,7 @@ def test_ctrl_c_saves_and_says_how_to_resume_and_a_second_one_stops_at_once(tmp_
         wait_for_steps(tmp_path / "stuck", stuck, 8)
         time.sleep(0.5)
         stuck.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+        time.sleep(1.5)
         assert stuck.poll() is None  # it waits for the end of the step, which takes a minute
         stuck.send_signal(signal.SIGINT)
         error = stuck.communicate(timeout=10)[1].splitlines()[-1]
