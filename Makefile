@@ -36,5 +36,7 @@ check: $(TESTED)
 test: check
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
+# the quick measurement, then README's tables; the long ones are python -m benchmarks.<name>
 bench: $(TESTED)
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.sampler_overhead --out benchmarks/results/sampler_overhead.json
 	$(RUN) -m benchmarks.render

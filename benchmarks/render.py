@@ -1,4 +1,4 @@
-"""Rewrite the tables between ``<!-- name -->`` marks in README.md from the files in benchmarks/results.
+"""Rewrite the tables between ``<!-- name -->`` marks in README.md and docs/ from the files in benchmarks/results.
 
 ``python -m benchmarks.render`` (or ``make bench``); with ``--check`` it only says whether README is up to date.
 """
@@ -86,28 +86,47 @@ def overhead() -> str:
     return markdown(head, rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"pusht": pusht, "overhead": overhead}
+def samplers() -> str:
+    """Solvers and step counts of the shipped Push-T policy."""
+    rows = [
+        [
+            f"`{row['solver']}`",
+            str(row["steps"]),
+            str(row["evaluations"]),
+            interval(row["success_rate"]),
+            interval(row["mean_max_score"]),
+            f"{row['replan_p50']['value']:.1f}",
+        ]
+        for row in load("pusht_samplers")["rows"]
+    ]
+    head = ["solver", "steps", "network evaluations", "success [95 %]", "mean max score [95 %]", "ms per replan"]
+    return markdown(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"pusht": pusht, "overhead": overhead, "samplers": samplers}
 
 
 def render(text: str) -> str:
     """``text`` with every marked table made anew."""
     for name, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            continue
         text = pattern.sub(rf"\g<1>{table()}\n\g<2>", text)
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if README is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a page is out of date")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    old = readme.read_text()
-    new = render(old)
-    if check and new != old:
-        sys.exit("error: README.md is not what benchmarks/results say; run python -m benchmarks.render")
-    if not check:
-        readme.write_text(new)
+    for page in (ROOT / "README.md", ROOT / "docs" / "pusht.md"):
+        old = page.read_text()
+        new = render(old)
+        if check and new != old:
+            sys.exit(f"error: {page.name} is not what benchmarks/results say; run python -m benchmarks.render")
+        if not check:
+            page.write_text(new)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +186,9 @@ def test_interrupt_keeps_the_finished_episodes(tmp_path):
     before = (tmp_path / "a.zarr.zip").read_bytes()
     words = [*COMMAND, "generate", f"out={tmp_path / 'a.zarr.zip'}", "episodes=500", "jobs=2", "overwrite=true"]
     with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        # a suite that runs in the background inherits an ignored SIGINT, and so would this process
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        running = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, preexec_fn=heard)
         try:
             for _ in range(600):
                 time.sleep(0.1)
