@@ -205,7 +205,8 @@ def fit(
         raise WorkbenchError(
             f"training: got batch_size={config.batch_size} on {world} processes; expected a multiple of {world}."
         )
-    average = config.ema.shadow(model).to(accelerator.device)
+    model.to(accelerator.device)
+    average = config.ema.shadow(model)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -214,7 +215,7 @@ def fit(
         weight_decay=config.weight_decay,
         fused=True,
     )
-    state = TrainState(0, model.to(accelerator.device), average, optimizer)
+    state = TrainState(0, model, average, optimizer)
     if newest := checkpoint.listing(run.path)[-1:]:
         state.restore(checkpoint.load(newest[0]))
         logger.info("resumed %s at step %d of %d", run.path, state.step, config.steps)
