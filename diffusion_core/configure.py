@@ -50,7 +50,7 @@ def build(leaf: Mapping[str, Any], *arguments: Any, **more: Any) -> Any:
     """Call the leaf's target with ``arguments``, the leaf's own keywords and ``more``.
 
     Raises:
-        WorkbenchError: the keywords do not fit the target's signature.
+        WorkbenchError: the keywords do not fit the target's signature, or it refuses their values.
     """
     constructor = target(leaf)
     keywords = {k: v for k, v in leaf.items() if k != "_target_"} | more
@@ -61,7 +61,10 @@ def build(leaf: Mapping[str, Any], *arguments: Any, **more: Any) -> Any:
             f"configuration of {leaf['_target_']}: {error}; got {sorted(keywords)}, "
             f"expected {list(inspect.signature(constructor).parameters)}."
         ) from error
-    return constructor(*arguments, **keywords)
+    try:
+        return constructor(*arguments, **keywords)
+    except (ValueError, RuntimeError) as error:
+        raise WorkbenchError(f"configuration of {leaf['_target_']}: {' '.join(str(error).split())}") from error
 
 
 def bind(leaf: Mapping[str, Any]) -> Any:

@@ -71,7 +71,7 @@ class Page:
         for name, e in values.items():
             unit = "" if e.unit == "1" else f" {html.escape(e.unit)}"
             value = "none" if e.n == 0 else f"{e.value:.3g}"
-            interval = "" if e.n == 0 else f"95 % interval {e.low:.3g} to {e.high:.3g}, "
+            interval = "" if e.n < 2 else f"95 % interval {e.low:.3g} to {e.high:.3g}, "
             cards.append(
                 f"<div class='number'><span>{html.escape(name)}</span><b>{value}</b>"
                 f"<span>{interval}n = {e.n}{unit and ','}{unit}</span></div>"

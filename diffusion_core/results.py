@@ -37,7 +37,10 @@ class Estimate:
     unit: str = "1"
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        unit = "" if self.unit == "1" else f" {self.unit}"
+        if self.n < 2:
+            return "none" if self.n == 0 else f"{self.value:.3g}{unit}"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]{unit}"
 
 
 def mean(values: Sequence[float], unit: str = "1", resamples: int = 10_000) -> Estimate:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -45,6 +46,8 @@ class Run:
                 path.mkdir(parents=True)
             except FileExistsError:
                 continue
+            except OSError as error:
+                raise _no_folder(path, error) from None
             return cls(path, main)
         raise WorkbenchError(f"run folder: {base} and 99 more exist; choose another runs folder.")
 
@@ -104,6 +107,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def make_folder(path: Path) -> Path:
+    """``path``, made if it is not there.
+
+    Raises:
+        WorkbenchError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(path, error) from None
+    return path
+
+
+def _no_folder(path: Path, error: OSError) -> WorkbenchError:
+    return WorkbenchError(f"folder: cannot make {path} ({error.strerror}); expected a place to write: choose another.")
+
+
 def launch(main: Callable[[], None]) -> None:
     """Run an entry point: user errors become one line and status 2, Ctrl-C status 130.
 
@@ -121,6 +141,8 @@ def launch(main: Callable[[], None]) -> None:
         except (HydraException, OmegaConfBaseException) as error:
             reasons = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
             text = "; ".join(" ".join(reason.split()) for reason in dict.fromkeys(reasons))
+            # the schema is closed, so Hydra's advice to add the key with a + cannot work; nor does its search path help
+            text = re.sub(r" To append to your config use \S+| full_key: .*?(?=;|$)| Config search path: .*", "", text)
             raise WorkbenchError(f"{text} (python -m {_module()} --help lists every key)") from error
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from diffusion_core import checkpoint
 from diffusion_core.ema import Ema
-from diffusion_core.errors import WorkbenchError
+from diffusion_core.errors import WorkbenchError, require_at_least
 from diffusion_core.loss import Draws
 from diffusion_core.run import Run
 
@@ -45,7 +45,7 @@ class TrainConfig:
         ema: averaging of the weights.
         precision: "no" (float32) or "bf16" mixed precision, by accelerate.
         compile: torch.compile the model (pays on a GPU).
-        log_every, checkpoint_every: in steps; 0 means only at the end.
+        log_every, checkpoint_every: in steps; checkpoint_every=0 saves at the end only.
         keep: how many checkpoints stay.
         seed: of the weights, the order of the data and the noise.
         threads: torch threads; 0 leaves the default.
@@ -67,6 +67,23 @@ class TrainConfig:
     keep: int = 10
     seed: int = 42
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        ones = ("steps", "batch_size", "log_every", "keep")
+        require_at_least(1, {f"train.{name}": getattr(self, name) for name in ones})
+        zeros = (
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "gradient_clip",
+            "checkpoint_every",
+            "seed",
+            "threads",
+        )
+        require_at_least(0, {f"train.{name}": getattr(self, name) for name in zeros})
+
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise WorkbenchError(f"train.betas: got {self.betas}; expected two numbers in [0, 1).")
 
     def rate(self, step: int) -> float:
         """Learning rate of optimizer step ``step`` (0 is the first)."""

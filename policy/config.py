@@ -14,7 +14,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_core.durable import write_text
-from diffusion_core.errors import WorkbenchError
+from diffusion_core.errors import WorkbenchError, require_at_least
 from diffusion_core.train import TrainConfig
 
 Leaf = dict[str, Any]
@@ -58,6 +58,9 @@ class DataConfig:
     mirror: bool = True
     seed: int = 42
 
+    def __post_init__(self) -> None:
+        require_at_least(0, {"data.max_episodes": self.max_episodes, "data.seed": self.seed})
+
 
 @dataclass
 class EvaluationConfig:
@@ -76,6 +79,12 @@ class EvaluationConfig:
     batch: int = 50
     film: int = 6
     precision: str = "float64"
+
+    def __post_init__(self) -> None:
+        require_at_least(1, {"n": self.n, "batch": self.batch})
+        require_at_least(0, {"film": self.film, "first_seed": self.first_seed})
+        if self.precision not in ("float32", "float64"):
+            raise WorkbenchError(f"precision: got {self.precision!r}; expected float32 or float64.")
 
 
 @dataclass
@@ -114,6 +123,18 @@ class PolicyConfig:
     runs: str = "runs"
     resume: str = ""
 
+    def __post_init__(self) -> None:
+        ones = ("horizon", "n_obs_steps", "n_action_steps", "steps")
+        require_at_least(1, {name: getattr(self, name) for name in ones})
+        require_at_least(0, {"n_train": self.n_train, "validate_every": self.validate_every})
+        if self.clip is not None and not self.clip > 0.0:
+            raise WorkbenchError(f"clip: got {self.clip}; expected a bound > 0, or null for none.")
+        if self.n_obs_steps - 1 + self.n_action_steps > self.horizon:
+            raise WorkbenchError(
+                f"n_action_steps: got {self.n_action_steps} after {self.n_obs_steps - 1} past steps of a chunk of "
+                f"{self.horizon}; expected n_obs_steps - 1 + n_action_steps <= horizon: change one of the three."
+            )
+
 
 @dataclass
 class EvaluateConfig(EvaluationConfig):
@@ -121,19 +142,25 @@ class EvaluateConfig(EvaluationConfig):
 
     Args:
         checkpoint: a run, a checkpoint folder, or pretrained/<task>.
-        task: refuse a checkpoint of any other task; empty: whatever it was trained for.
+        expect_task: refuse a checkpoint of any other task; empty: whatever it was trained for.
         sampler, grid, steps: of the sampler; as trained where not given.
         last: evaluate so many of the run's newest checkpoints and report maximum and mean, as the paper does.
-        out: where results go; default: ``evaluation`` in the run.
+        out: where results go; default: ``evaluation`` in the run, with what was asked for in its name if that is not
+            how the run itself was judged.
     """
 
     checkpoint: str = ""
-    task: str = ""
+    expect_task: str = ""
     sampler: Leaf | None = None
     grid: Leaf | None = None
     steps: int = 0
     last: int = 1
     out: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, {"last": self.last})
+        require_at_least(0, {"steps": self.steps})
 
 
 @dataclass
@@ -154,6 +181,10 @@ class SampleConfig:
     n: int = 64
     seed: int = 100_000
     out: str = ""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, {"n": self.n})
+        require_at_least(0, {"seed": self.seed, "steps": self.steps})
 
 
 ConfigStore.instance().store(name="policy_schema", node=PolicyConfig)

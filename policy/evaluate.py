@@ -23,7 +23,7 @@ from diffusion_core.configure import build
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import PerSample
 from diffusion_core.results import Estimate
-from diffusion_core.run import Run, launch, one_line_errors
+from diffusion_core.run import Run, launch, make_folder, one_line_errors
 from diffusion_core.solvers import Table
 from envs.rollout import Rollout, rollouts
 from policy.config import EvaluateConfig, EvaluationConfig, Leaf, PolicyConfig, typed
@@ -46,8 +46,6 @@ class Actor:
     """
 
     def __init__(self, policy: DiffusionPolicy, table: Table, precision: str = "float64") -> None:
-        if precision not in ("float32", "float64"):
-            raise WorkbenchError(f"evaluation.precision: got {precision!r}; expected float32 or float64.")
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         self.policy = copy.deepcopy(policy).to(self.dtype)
         self.device = self.policy.action_normalizer.low.device
@@ -161,8 +159,22 @@ def evaluate(
 
 def _shown(path: Path) -> str:
     """A path as one would type it here: results travel to other machines."""
-    here = Path.cwd()
-    return str(path.resolve().relative_to(here)) if path.resolve().is_relative_to(here) else path.name
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else "/".join(path.parts[-3:])
+
+
+def _default_out(request: EvaluateConfig, newest: Checkpoint, home: Path | None) -> Path:
+    """Beside the run's own evaluation and not over it, unless the same is asked for again."""
+    if home is None:
+        return Path("runs") / ("evaluation-" + request.checkpoint.strip("/").replace("/", "-"))
+    own = typed(PolicyConfig, newest.config).evaluation
+    words = [newest.path.name] if newest.path != checkpoint.listing(home)[-1] else []
+    words += [request.sampler["_target_"].rpartition(".")[2]] if request.sampler else []
+    words += [request.grid["_target_"].rpartition(".")[2]] if request.grid else []
+    words += [f"{request.steps}-steps"] if request.steps else []
+    words += [f"n-{request.n}"] if request.n != own.n else []
+    words += [f"seed-{request.first_seed}"] if request.first_seed != own.first_seed else []
+    return home / "-".join(["evaluation", *words])
 
 
 def _some_observations(config: PolicyConfig, seeds: Sequence[int], n_obs_steps: int, n: int = 105) -> np.ndarray:
@@ -227,7 +239,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
             "checkpoint: got none; expected checkpoint=<run folder>, a checkpoint folder, or "
             "checkpoint=pretrained/pusht."
         )
-    newest = checkpoint.find(request.checkpoint, PRETRAINED).require("policy", request.task or None)
+    newest = checkpoint.find(request.checkpoint, PRETRAINED).require("policy", request.expect_task or None)
     home = checkpoint.run_of(newest.path)
     saved = [newest]
     if request.last > 1:
@@ -239,9 +251,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
             )
         saved = [checkpoint.load(path) for path in paths[-request.last :]]
     config = with_sampler(typed(PolicyConfig, newest.config), request.sampler, request.grid, request.steps)
-    name = request.checkpoint.strip("/").replace("/", "-")
-    out = Path(request.out) if request.out else (home / "evaluation" if home else Path("runs") / f"evaluation-{name}")
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(Path(request.out) if request.out else _default_out(request, newest, home))
     command = "python -m policy.evaluate " + " ".join(sys.argv[1:])
     return evaluate_and_report(saved, config, request, out, command, Run(out))
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from diffusion_core import checkpoint
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.report import write_video
-from diffusion_core.run import launch, one_line_errors
+from diffusion_core.run import launch, make_folder, one_line_errors
 from policy import evaluate, report
 from policy.config import PolicyConfig, SampleConfig, typed
 from policy.model import restore, sampling_table
@@ -30,17 +30,14 @@ def run(request: SampleConfig) -> Path:
     ``chunks.npz`` holds ``chunks`` (n, horizon, action_dim) in the environment's units, ``path`` (moments, n,
     horizon, action_dim) the denoising in those units, ``times`` (moments,), and the observation they are for.
     """
-    if not request.checkpoint or request.n < 1:
-        raise WorkbenchError(
-            f"sample: got checkpoint={request.checkpoint!r}, n={request.n}; expected a run, a checkpoint folder or "
-            "pretrained/pusht, and n >= 1."
-        )
+    if not request.checkpoint:
+        raise WorkbenchError("checkpoint: got none; expected a run, a checkpoint folder or pretrained/pusht.")
     saved = checkpoint.find(request.checkpoint, evaluate.PRETRAINED).require("policy")
     policy, _ = restore(saved)
     config = evaluate.with_sampler(typed(PolicyConfig, saved.config), request.sampler, request.grid, request.steps)
     plan = sampling_table(config, policy)
     out = Path(request.out or "runs/sample-" + request.checkpoint.strip("/").replace("/", "-"))
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     denoising = report.denoise_start(policy, config, request.seed, request.n)
     np.savez_compressed(
         out / "chunks.npz",

@@ -152,10 +152,13 @@ def open_run(config: PolicyConfig, distributed: Any) -> Run:
 
     if config.resume:
         path = Path(config.resume)
-        if not (path / "config.yaml").exists():
+        if (path / "meta.json").exists():
             raise WorkbenchError(
-                f"resume: {path} has no config.yaml; expected the folder of a run (runs/<date>/<name>)."
+                f"resume: {path} is a checkpoint; expected its run: the folder that holds checkpoints/."
             )
+        if not (path / "config.yaml").exists():
+            what = "has no config.yaml" if path.exists() else "does not exist"
+            raise WorkbenchError(f"resume: {path} {what}; expected the folder of a run (runs/<date>/<name>).")
         return Run(path, distributed.is_main_process)
     paths: list[Any] = [None]
     if distributed.is_main_process:

@@ -58,6 +58,12 @@ class Demonstrations:
 
     def chunks(self, reference: Sequence[int]) -> Float[Tensor, "windows flat"]:
         """Every window's actions, flat, measured from the features ``reference`` of its newest observation."""
+        features, dim = self.obs.shape[1], self.action.shape[1]
+        if reference and (len(reference) != dim or not all(0 <= i < features for i in reference)):
+            raise WorkbenchError(
+                f"task.reference: got {list(reference)}; expected {dim} indices, one per action dimension, of the "
+                f"{features} observation features, or []."
+            )
         chunks = self.action[self.index]
         if reference:
             chunks = chunks - self.obs[self.index[:, self.n_obs_steps - 1]][:, None, list(reference)]
