@@ -39,10 +39,10 @@ def pusht() -> str:
     """Push-T: ours beside the published rows."""
     rows = []
     for name, label, demonstrations in (
-        ("pusht_pretrained", "`pretrained/pusht`", "planned"),
-        ("pusht_pretrained_500", "`pretrained/pusht`", "planned"),
-        ("pusht_expert_cpu", "`make train`", "planned, shipped"),
-        ("pusht_human_cpu", "`data=human`", "human"),
+        ("pusht_pretrained", "`pretrained/pusht`", "planned, 2,155 of 2,199 episodes and their mirror images"),
+        ("pusht_pretrained_500", "`pretrained/pusht`, 500 starts", "the same"),
+        ("pusht_expert_cpu", "`make train`", "planned, 196 of the 200 shipped and their mirror images"),
+        ("pusht_human_cpu", "`data=human`", "human, 202 of 206 episodes and their mirror images"),
     ):
         if not (RESULTS / f"{name}.json").exists():
             continue
@@ -57,11 +57,11 @@ def pusht() -> str:
                 interval(m["success_rate"]),
                 f"{m['replan_p50']['value']:.1f} / {m['replan_p95']['value']:.1f}",
                 f"1 × {m['mean_max_score']['n']}",
-                f"{demonstrations}, {re.findall(r'([0-9]+) episodes', r['data'])[0]} episodes",
+                demonstrations,
             ]
         )
     for p in published.PUSHT:
-        rows.append([p.method, "", f"{p.best:.2f} / {p.last_ten:.2f}", "", "", "3 × 50", "human, 206 episodes"])
+        rows.append([p.method, "", f"{p.best:.2f} / {p.last_ten:.2f}", "", "", "3 × 50", "human, 90 of 206 episodes"])
     head = [
         "policy",
         "mean max score, newest checkpoint [95 %]",

@@ -113,6 +113,7 @@ def save(
         (partial / "meta.json").write_text(json.dumps({"format": FORMAT, "step": step, **meta}, indent=1))
         for file in partial.iterdir():
             flush(file)
+        flush(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         flush(parent)
@@ -152,6 +153,11 @@ def load(path: Path) -> Checkpoint:
         raise WorkbenchError(
             f"checkpoint {path}: meta.json and config.yaml do not hold what a checkpoint's do (step, domain, task; a "
             "configuration): copy the checkpoint again."
+        )
+    if "${" in json.dumps(config):
+        # OmegaConf would resolve it here: an environment variable of this machine, say, into a report
+        raise WorkbenchError(
+            f"checkpoint {path}: config.yaml holds an interpolation (${{...}}); expected plain values."
         )
     if meta.get("format") != FORMAT:
         raise WorkbenchError(
@@ -240,7 +246,8 @@ def prune(run: Path, keep: int, keep_training: int = 2) -> None:
     """Keep the newest ``keep`` checkpoints, and what resuming needs only in the newest ``keep_training``."""
     paths = listing(run)
     for path in paths[: max(len(paths) - keep, 0)]:
-        shutil.rmtree(path)
+        # renamed first: a deletion that is cut short must not leave half a checkpoint under a checkpoint's name
+        shutil.rmtree(path.rename(path.with_name(path.name + _PARTIAL)))
     for path in paths[: max(len(paths) - keep_training, 0)]:
         (path / "training.safetensors").unlink(missing_ok=True)
     for leftover in (run / "checkpoints").glob(f"*{_PARTIAL}"):

@@ -1,7 +1,7 @@
 """From configuration leaves to objects: ``_target_`` names one of *our* constructors, the rest its keywords.
 
 A checkpoint brings its configuration along, so building from a configuration must never run foreign code:
-only targets inside the project's own packages are accepted.
+only targets inside the modules that define building blocks are accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.schedule import Schedule
 from diffusion_core.solvers import Table
 
-OWN_PACKAGES = ("diffusion_core", "envs", "policy", "planning", "materials", "images")
+BUILDING_BLOCKS = (
+    "diffusion_core.schedule",
+    "diffusion_core.grid",
+    "diffusion_core.solvers",
+    "diffusion_core.loss",
+    "diffusion_core.nn",
+    "envs",
+)
+"""Modules whose functions and classes compute and write nothing; a configuration reaches no others."""
+
+
+def _is_block(module: str) -> bool:
+    return any(module == block or module.startswith(block + ".") for block in BUILDING_BLOCKS)
 
 
 def target(leaf: Mapping[str, Any]) -> Any:
@@ -26,22 +38,22 @@ def target(leaf: Mapping[str, Any]) -> Any:
         WorkbenchError: no target, a target outside the project, or a name that does not exist there.
     """
     path = leaf.get("_target_")
-    if not isinstance(path, str) or path.split(".")[0] not in OWN_PACKAGES:
+    module, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    if not _is_block(module):
         raise WorkbenchError(
-            f"configuration: got _target_={path!r}; expected a dotted name inside one of {', '.join(OWN_PACKAGES)} "
+            f"configuration: got _target_={path!r}; expected a dotted name inside one of {', '.join(BUILDING_BLOCKS)} "
             "(nothing else is ever imported from a configuration)."
         )
-    module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise WorkbenchError(f"configuration: _target_={path!r} cannot be imported: {error}.") from error
     # our modules import foreign names too, and those must not be reachable through us
     home = getattr(found, "__module__", None) or ""
-    if not callable(found) or home.split(".")[0] not in OWN_PACKAGES:
+    if not callable(found) or not _is_block(home):
         raise WorkbenchError(
             f"configuration: got _target_={path!r}, which is {'of ' + home if home else 'no function or class'}; "
-            f"expected a function or class that one of {', '.join(OWN_PACKAGES)} defines."
+            f"expected a function or class that one of {', '.join(BUILDING_BLOCKS)} defines."
         )
     return found
 

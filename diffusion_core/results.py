@@ -53,7 +53,8 @@ def mean(values: Sequence[float], unit: str = "1", resamples: int = 10_000) -> E
     if len(x) == 0:
         return Estimate(math.nan, math.nan, math.nan, math.nan, 0, unit)
     picks = np.random.default_rng(0).integers(len(x), size=(resamples, len(x)))
-    low, high = np.percentile(x[picks].mean(1), [2.5, 97.5])
+    # one sample says nothing of its spread
+    low, high = np.percentile(x[picks].mean(1), [2.5, 97.5]) if len(x) > 1 else (math.nan, math.nan)
     stderr = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else 0.0
     return Estimate(float(x.mean()), stderr, float(low), float(high), len(x), unit)
 

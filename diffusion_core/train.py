@@ -1,8 +1,8 @@
 """The one training loop.
 
-Everything random in a step is a function of (seed, step), and everything that changes is a field of
-`TrainState`. So a run that was killed at any moment and resumed ends, on a CPU, bit for bit where an
-undisturbed one ends, and the number of processes changes nothing but the order of a sum.
+Everything random in a step is a function of (seed, step), as no network here has dropout, and everything that
+changes is a field of `TrainState`. So a run that was killed at any moment and resumed ends, on a CPU, bit for bit
+where an undisturbed one ends, and the number of processes changes nothing but the order of a sum.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def fit(
 
     Args:
         model: ``model(batch, draws) -> (batch,)`` losses; its ``forward`` is the training loss, so that
-            accelerate's wrappers (many GPUs, sharding) see the call they synchronise on.
+            accelerate's wrapper for several processes sees the call it synchronises on.
         dataset: what to train on.
         run: where records and checkpoints go. If it holds a checkpoint, training goes on from there.
         saved_config, meta: written into every checkpoint.
@@ -205,7 +205,7 @@ def fit(
         device: "cpu" keeps off a GPU that is there.
 
     Raises:
-        WorkbenchError: the loss is not finite; the disk is full; the data are too few.
+        WorkbenchError: the loss is not finite; the disk is full.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written; the message says how to resume.
     """
     if config.threads:

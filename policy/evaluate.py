@@ -86,7 +86,7 @@ def rollout(
     return [by_seed[seed] for seed in seeds]
 
 
-def metrics(episodes: Sequence[Rollout], control_hz: float = 10.0) -> dict[str, Estimate]:
+def metrics(episodes: Sequence[Rollout]) -> dict[str, Estimate]:
     """What the episodes say.
 
     ``mean_max_score`` is the published metric: the best reward in an episode, averaged over episodes.
@@ -243,7 +243,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
     home = checkpoint.run_of(newest.path)
     saved = [newest]
     if request.last > 1:
-        paths = checkpoint.listing(home) if home else []
+        paths = [path for path in checkpoint.listing(home) if path.name <= newest.path.name] if home else []
         if len(paths) < request.last:
             raise WorkbenchError(
                 f"last: got {request.last}, but {request.checkpoint} has {max(len(paths), 1)} checkpoints; expected at "

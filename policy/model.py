@@ -19,6 +19,7 @@ from diffusion_core.loss import Draws, Weighting, denoising_loss, simple, unifor
 from diffusion_core.noise import Noise
 from diffusion_core.normalize import MinMax
 from diffusion_core.predict import PREDICTIONS
+from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.solvers import Table
 from policy.config import PolicyConfig, typed
 
@@ -42,7 +43,7 @@ class DiffusionPolicy(nn.Module):
         weighting: of the training loss.
         n_train: training times are drawn on the steps of a discrete-time model with this many; 0: uniformly.
 
-    Source: Chi et al. 2023, section 3 (arXiv 2303.04137); relative chunks: Chi et al. 2024, section IV-B
+    Source: Chi et al. 2023, section 3 (arXiv 2303.04137); relative chunks: Chi et al. 2024
     (arXiv 2402.10329).
     """
 
@@ -104,12 +105,14 @@ class DiffusionPolicy(nn.Module):
         return self.action_normalizer.unnormalize(x.flatten(1)).reshape(x.shape) + self.origin(obs)
 
     def denoising(self, obs: Tensor, table: Table, noise: Noise) -> Iterator[sample.State]:
-        """The trajectory behind `plan`, in normalised units."""
-        cond = self.condition(obs)
-        x = noise.normal(
-            (len(obs), self.horizon, len(self.action_normalizer.low) // self.horizon), cond.dtype, cond.device
-        )
-        return sample.trajectory(self.denoiser, table, x, cond, noise)
+        """The trajectory behind `plan`, in normalised units, after `start`."""
+        return sample.trajectory(self.denoiser, table, self.start(len(obs), table, noise), self.condition(obs), noise)
+
+    def start(self, n: int, table: Table, noise: Noise) -> Float[Tensor, "n horizon action"]:
+        """``n`` samples of the prior at the table's first time, in the policy's precision."""
+        low = self.action_normalizer.low
+        z = noise.normal((n, self.horizon, len(low) // self.horizon), low.dtype, low.device)
+        return Gaussian(self.denoiser.schedule).prior(z, float(table.times[0]))
 
     def executed(self, chunk: Float[Tensor, "batch horizon action"]) -> Any:
         """The part of a chunk that is carried out before the next replan."""

@@ -174,7 +174,7 @@ def denoise_start(policy: DiffusionPolicy, config: PolicyConfig, seed: int, n: i
     obs = torch.as_tensor(history).to(device, torch.float32).expand(n, *history.shape)
     plan = sampling_table(config, policy)
     states = list(policy.denoising(obs, plan, PerSample.from_seeds(range(n))))
-    start = PerSample.from_seeds(range(n)).normal(states[0].x.shape, torch.float32, device)
+    start = policy.start(n, plan, PerSample.from_seeds(range(n)))
     moments = [(float(plan.times[0]), start)] + [(s.t, s.x) for s in states]
     actions = np.stack([policy.actions(x, obs).cpu().numpy() for _, x in moments])
     return Denoising(np.array([t for t, _ in moments]), actions, history, scene)

@@ -288,3 +288,12 @@ def test_a_configuration_never_runs_foreign_code(tmp_path, foreign, call):
         call(leaf)
     assert "_target_" in one_line(caught)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_that_would_read_this_machine_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    meta = {"domain": "policy", "task": "pusht"}
+    saved = checkpoint.save(tmp_path, 1, {"model": {"w": torch.ones(1)}}, {"runs": "runs"}, meta)
+    (saved / "config.yaml").write_text("runs: ${oc.env:SECRET}\n")
+    with pytest.raises(WorkbenchError, match="interpolation"):
+        checkpoint.load(saved)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from diffusion_core.configure import OWN_PACKAGES, bind, build, table, target
+from diffusion_core.configure import bind, build, table, target
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.schedule import Cosine, Schedule
 
@@ -26,7 +26,7 @@ def leaves(value: Any, name: str) -> dict[str, dict[str, Any]]:
     return {k: v for key, inner in value.items() for k, v in leaves(inner, f"{name}:{key}").items()}
 
 
-FILES = sorted(f for package in OWN_PACKAGES for f in (REPOSITORY / package).glob("conf/**/*.yaml"))
+FILES = sorted(f for package in ("diffusion_core", "policy") for f in (REPOSITORY / package).glob("conf/**/*.yaml"))
 LEAVES = {k: v for f in FILES for k, v in leaves(yaml.safe_load(f.read_text()), str(f.relative_to(REPOSITORY))).items()}
 every_leaf = pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES.keys())
 
@@ -84,11 +84,13 @@ def test_every_sampler_takes_every_grid(sampler, grid):
     [
         ({}, "got _target_=None"),
         ({"_target_": "numpy.ones"}, "nothing else is ever imported"),
-        ({"_target_": "diffusion_core.nowhere.Cosine"}, "cannot be imported"),
+        ({"_target_": "diffusion_core.nn.nowhere.Cosine"}, "cannot be imported"),
         ({"_target_": "diffusion_core.schedule.Cosin"}, "cannot be imported"),
-        ({"_target_": "diffusion_core.schedule"}, "no function or class"),
+        ({"_target_": "diffusion_core.schedule"}, "nothing else is ever imported"),
         ({"_target_": "diffusion_core.schedule.torch"}, "no function or class"),
-        ({"_target_": "diffusion_core.checkpoint.save_file"}, "of safetensors"),
+        ({"_target_": "diffusion_core.schedule.abstractmethod"}, "of abc"),
+        ({"_target_": "diffusion_core.checkpoint.save_file"}, "nothing else is ever imported"),
+        ({"_target_": "policy.data.__main__.main"}, "nothing else is ever imported"),
     ],
 )
 def test_a_target_that_is_not_ours_is_refused(leaf, words):

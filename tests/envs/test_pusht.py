@@ -23,7 +23,7 @@ from envs.pusht import (
     place,
 )
 
-HUMAN = Path(os.environ.get("WORKBENCH_DATA", "/work/shared/data")) / "policy/pusht_cchi_v7_replay_lowdim.zarr.zip"
+HUMAN = Path(os.environ.get("WORKBENCH_DATA", "absent")) / "policy/pusht_cchi_v7_replay_lowdim.zarr.zip"
 
 
 def random_states(n: int, seed: int = 0) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_our_row_stands_first_and_the_published_ones_as_published():
 
 def test_with_aggregates_best_and_mean_over_checkpoints_stand_where_the_papers_do():
     _, rows, mine = published_table(results(aggregates={"max": 0.914, "mean": 0.886, "checkpoints": 10}))
-    assert rows[mine][1] == "0.91 / 0.89"
+    assert rows[mine][1] == "0.91 / 0.89 of 10"
 
 
 def test_an_episode_is_described_as_it_went(tmp_path):

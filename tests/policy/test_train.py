@@ -134,7 +134,7 @@ def tampered(trained: Path, folder: Path, **meta: str) -> Path:
 
 def test_a_checkpoint_of_another_task_or_domain_is_refused(trained, tmp_path):
     with pytest.raises(WorkbenchError, match="got one of domain=policy task=pusht, expected domain=policy task=lift"):
-        judge(trained, tmp_path / "out", task="lift")
+        judge(trained, tmp_path / "out", expect_task="lift")
     other = tampered(trained, tmp_path / "other", domain="planning", task="maze")
     with pytest.raises(WorkbenchError, match=r"domain=planning task=maze.*python -m planning.evaluate"):
         judge(other, tmp_path / "out")
