@@ -61,7 +61,7 @@ def pusht() -> str:
             ]
         )
     for p in published.PUSHT:
-        rows.append([p.method, "", f"{p.best:.2f} / {p.last_ten:.2f}", "", "", "3 × 50", "human, 90 of 206 episodes"])
+        rows.append([p.method, "", f"{p.best:.2f} / {p.last_ten:.2f}", "", "", "3 × 50", "human"])
     head = [
         "policy",
         "mean max score, newest checkpoint [95 %]",
