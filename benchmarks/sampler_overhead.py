@@ -14,9 +14,6 @@ that a busy machine disturbs them little; minima and medians are over the rounds
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -32,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_core import grid as grids
+from diffusion_core import results
 from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.noise import Shared
 from diffusion_core.predict import Prediction
@@ -102,12 +100,15 @@ def theirs(name: str) -> Sampler:
         "DDPMScheduler": {"clip_sample": False, "thresholding": False, "timestep_spacing": "trailing"},
         "DDIMScheduler": {"clip_sample": False, "thresholding": False, "timestep_spacing": "trailing"},
         "DPMSolverMultistepScheduler": {
-            "algorithm_type": "dpmsolver++", "solver_order": 2, "thresholding": False, "timestep_spacing": "trailing",
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "thresholding": False,
+            "timestep_spacing": "trailing",
         },
         "EulerDiscreteScheduler": {"timestep_spacing": "trailing"},
         "HeunDiscreteScheduler": {"timestep_spacing": "trailing", "clip_sample": False},
         "FlowMatchEulerDiscreteScheduler": {"shift": 1.0},
-    }  # fmt: skip
+    }
     scheduler = getattr(diffusers, name)(**options[name])
     noisy = {"generator": torch.Generator().manual_seed(2)} if name == "DDPMScheduler" else {}
     flow = name.startswith("Flow")
@@ -185,22 +186,16 @@ def measure(rounds: int, warm_up: int = 5) -> dict[str, dict[str, Any]]:
     }
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sampler_overhead.json"))
     parser.add_argument("--rounds", type=int, default=200)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = measure(arguments.rounds)
+    measured = measure(arguments.rounds)
     ratios = {
         f"{peer} / {name}": {
-            kind: round(results[peer][f"us_per_step_{kind}"] / results[name][f"us_per_step_{kind}"], 2)
+            kind: round(measured[peer][f"us_per_step_{kind}"] / measured[name][f"us_per_step_{kind}"], 2)
             for kind in ("min", "median")
         }
         for name, peer in PAIRS.items()
@@ -209,21 +204,19 @@ def main() -> None:
         "what": "CPU time per step of the sampling loop with a free model; ratio = diffusers / ours",
         "command": f"python -m benchmarks.sampler_overhead --rounds {arguments.rounds} --out {arguments.out}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {"cpu": processor(), "cores": os.cpu_count(), "threads_used": 1},
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__
-        },
+        "commit": results.commit(),
+        "hardware": results.hardware(),
+        "diffusers": diffusers.__version__,
         "shape": SHAPE,
         "dtype": "float32",
         "steps": STEPS,
         "repeats": arguments.rounds,
-        "samplers": results,
+        "samplers": measured,
         "ratios": ratios,
-    }  # fmt: skip
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    }
+    results.write_json(arguments.out, report)
     print(f"{'sampler':34}{'min us/step':>12}{'median':>9}{'ops/step':>10}")
-    for name, result in results.items():
+    for name, result in measured.items():
         row = f"{result['us_per_step_min']:12.1f}{result['us_per_step_median']:9.1f}{result['aten_ops_per_step']:10.1f}"
         print(f"{name:34}{row}")
     for pair, ratio in ratios.items():
