@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.render import ROOT
 from diffusion_core import checkpoint
-from diffusion_core.report import save_figure, subplots
+from diffusion_core.report import ACCENT, save_figure, subplots
 from policy import evaluate, report
 from policy.model import restore, sampling_table
 
@@ -25,7 +25,7 @@ def main() -> None:
     for axis, i in zip(axes[1], chosen, strict=True):
         axis.imshow(episode.frames[i], extent=(0, 512, 512, 0))
         trail = np.stack(episode.states[: i + 1])[:, :2]
-        axis.plot(trail[:, 0], trail[:, 1], color="#2563a8", lw=1, alpha=0.6)
+        axis.plot(trail[:, 0], trail[:, 1], color=ACCENT, lw=1, alpha=0.6)
         covered = ([0.0, *episode.coverage])[i]
         axis.set(xlim=(0, 512), ylim=(512, 0), xticks=[], yticks=[], title=f"{0.1 * i:.1f} s, coverage {covered:.2f}")
         axis.spines[:].set_visible(False)

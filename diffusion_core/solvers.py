@@ -123,8 +123,7 @@ def ddim(schedule: Schedule, grid: Grid, eta: float = 0.0) -> Table:
     if eta == 0.0:
         a, c = sigma_s / sigma_t, torch.zeros_like(t)
     else:
-        variance_ts = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
-        c = eta * sigma_s / sigma_t * variance_ts.clamp(min=0.0).sqrt()
+        c = eta * Gaussian(schedule).posterior(t, s)[2]
         a = (sigma_s**2 - c**2).sqrt() / sigma_t
     return _single_step(t, s, a, alpha_s - a * alpha_t, c)
 

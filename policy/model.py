@@ -94,8 +94,7 @@ class DiffusionPolicy(nn.Module):
             table: a solver's table.
             noise: source of the starting and of the fresh noise.
         """
-        for state in self.denoising(obs, table, noise):
-            x = state.x
+        x = sample.sample(self.denoiser, table, self.start(len(obs), table, noise), self.condition(obs), noise)
         return self.actions(x, obs)
 
     def actions(

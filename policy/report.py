@@ -15,12 +15,12 @@ from diffusion_core.configure import build
 from diffusion_core.noise import PerSample
 from diffusion_core.report import ACCENT, INK, MUTED, WARM, Page, save_figure, subplots, write_video
 from diffusion_core.run import read_metrics
+from envs.pusht import SUCCESS
 from envs.rollout import Rollout
 from policy import published
 from policy.config import PolicyConfig, plain
 from policy.model import DiffusionPolicy, sampling_table
 
-SUCCESS_COVERAGE = 0.95
 NAMES = {
     "mean_max_score": "mean max score (published metric)",
     "success_rate": "success rate (coverage above 0.95)",
@@ -134,14 +134,14 @@ def episode_figure(path: Path, episodes: Sequence[Rollout]) -> Path:
     left, right = axes[0]
     for e in episodes:
         left.plot(0.1 * np.arange(1, e.steps + 1), e.coverage, color=ACCENT if e.success else WARM, alpha=0.45, lw=1)
-    left.axhline(SUCCESS_COVERAGE, color=INK, lw=0.8, ls="--")
+    left.axhline(SUCCESS, color=INK, lw=0.8, ls="--")
     left.set(xlabel="time (s)", ylabel="coverage of the goal", ylim=(0, 1.02))
     left.plot([], [], color=ACCENT, label="solved")
     left.plot([], [], color=WARM, label="not solved")
     left.legend(loc="lower right")
     best = sorted(((max(e.coverage), e.success) for e in episodes), reverse=True)
     right.bar(range(len(best)), [b for b, _ in best], color=[ACCENT if s else WARM for _, s in best], width=0.85)
-    right.axhline(SUCCESS_COVERAGE, color=INK, lw=0.8, ls="--")
+    right.axhline(SUCCESS, color=INK, lw=0.8, ls="--")
     right.set(xlabel="episode, sorted", ylabel="best coverage", ylim=(0, 1.02))
     return save_figure(figure, path)
 
