@@ -2,46 +2,83 @@
 
 A solver wants ``x0_hat(x_t, t)`` and nothing else. A `Denoiser` gives it for a whole list of times at once:
 ``bind`` does everything that depends on the times alone (conversion coefficients, embeddings of time, checks,
-and later: which guidance branches are active), once, in float64, before the loop. What is left for the loop
-is the network and at most two multiplications.
+which experts of a product are active), once, in float64, before the loop. What is left for the loop is the
+network and at most two multiplications.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from diffusion_core.errors import WorkbenchError
 from diffusion_core.predict import Prediction, align, mixture, to_x0
+from diffusion_core.process import Process
+from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.schedule import Schedule, Times
+from diffusion_core.solvers.table import Learned
 
-Evaluate = Callable[[Tensor, int], Tensor]
-"""``evaluate(x, i) -> x0_hat``: the expected clean sample given ``x`` at the i-th bound time."""
+if TYPE_CHECKING:
+    from diffusion_core.experts import Product, Strength, Union
+
+Evaluate = Callable[[Any, int], Any]
+"""``evaluate(x, i) -> estimate``: for a Gaussian field x0_hat, given ``x`` at the i-th bound time."""
 
 
-class Denoiser(ABC):
-    """The posterior mean ``E[x0 | x_t]`` under a schedule."""
+class Expert(ABC):  # noqa: B024  what its parts do differs; what it can be combined into does not
+    """A factor of a density: ``a * b``, ``a / b``, ``a ** w`` and ``a | b`` are densities again.
 
-    schedule: Schedule
+    What they mean, and where they are exact, stands in ``diffusion_core.experts``.
+    """
+
+    def __mul__(self, other: Expert) -> Product:
+        from diffusion_core import experts
+
+        return experts.product(self, other)
+
+    def __truediv__(self, other: Expert) -> Product:
+        return self * other**-1.0
+
+    def __pow__(self, exponent: Strength) -> Product:
+        from diffusion_core import experts
+
+        return experts.power(self, exponent)
+
+    def __or__(self, other: Expert) -> Union:
+        from diffusion_core import experts
+
+        return experts.union(self, other)
+
+
+class Denoiser(Expert):
+    """What a state looked like before it was noised by ``process``: an estimate for every ``x_t`` and ``t``.
+
+    For a Gaussian field the estimate is the posterior mean ``E[x0 | x_t]``.
+    """
+
+    process: Process
 
     @abstractmethod
-    def bind(self, times: Float64[Tensor, " n"], cond: Any = None) -> Evaluate:
+    def bind(self, times: Any, cond: Any = None) -> Evaluate:
         """Prepare evaluations at ``times``.
 
         Args:
-            times: (n,) float64, in any order, repeats allowed.
+            times: (n, *extra) float64, in any order, repeats allowed; more axes than one are times for each
+                sample (n, batch) or token (n, batch, tokens). A dict of such for a state of several fields.
             cond: what the sample is conditioned on, as the denoiser understands it; batch axis first.
 
         Returns:
             ``evaluate(x, i)``: (batch, ...) -> (batch, ...), for i in 0..n-1.
 
         Raises:
-            WorkbenchError: at one of the times x0 cannot be recovered.
+            WorkbenchError: at one of the times the estimate cannot be recovered.
         """
 
 
@@ -53,45 +90,100 @@ class NetworkDenoiser(nn.Module, Denoiser):
         schedule: noise schedule.
         prediction: what the network's output means.
         clip: bound on ``|x0_hat|``; None leaves it free. Data must be normalised into this range.
+        variance_axis: axis along which the output has two halves, the prediction and the variance's
+            interpolation in [-1, 1] (Nichol & Dhariwal 2021, section 3.1, arXiv 2102.09672); None: no such half.
     """
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, prediction: Prediction, clip: float | None = None
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction: Prediction,
+        clip: float | None = None,
+        variance_axis: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.schedule = schedule
+        self.process = Gaussian(schedule)
         self.prediction: Prediction = prediction
         self.clip = clip
+        self.variance_axis = variance_axis
 
     def forward(self, x_t: Tensor, t: Times, cond: Any = None) -> Tensor:
         """The raw prediction at per-sample times ``t`` (batch,), as trained."""
-        return self.network(x_t, t.to(x_t.dtype), cond)
+        return self.outputs(x_t, t, cond)[0]
+
+    def outputs(self, x_t: Tensor, t: Times, cond: Any = None) -> tuple[Tensor, Tensor | None]:
+        """The raw prediction and the variance's ``fraction`` in [0, 1] (None where it is not learned)."""
+        return self._halves(self.network(x_t, t.to(x_t.dtype), cond))
 
     def target(self, x0: Tensor, noise: Tensor, t: Times) -> Tensor:
         """What `forward` should have returned: ``k_x0 x0 + k_eps noise``."""
         k_x0, k_eps = (align(k, x0) for k in mixture(self.prediction, self.schedule, t))
         return k_x0 * x0 + k_eps * noise
 
-    def bind(self, times: Float64[Tensor, " n"], cond: Any = None) -> Evaluate:
+    def x0_hat(self, x_t: Tensor, t: Times, cond: Any = None) -> Tensor:
+        """``E[x0 | x_t]`` at per-sample times ``t`` (batch,), with gradients: for losses."""
+        c_x, c_p = (align(c, x_t) for c in to_x0(self.prediction, self.schedule, t))
+        return self._clipped(c_x * x_t + c_p * self(x_t, t, cond))
+
+    def bind(self, times: Float64[Tensor, "n *extra"], cond: Any = None) -> Evaluate:
+        evaluate = self._bind(times, cond)
+        return lambda x, i: evaluate(x, i)[0]
+
+    def with_variance(self) -> WithVariance:
+        """The same denoiser, giving its learned variance along: for ``ddpm(..., variance="learned")``."""
+        if self.variance_axis is None:
+            raise WorkbenchError("denoiser: got variance_axis=None, no learned variance; expected an axis of the output.")
+        return WithVariance(self)
+
+    def _bind(self, times: Float64[Tensor, "n *extra"], cond: Any) -> Callable[[Tensor, int], tuple[Tensor, Tensor | None]]:
         c_x, c_p = to_x0(self.prediction, self.schedule, times)
         parameter = next(self.network.parameters(), times)
         # the network's own precision, at least float32 (a float64 model is evaluated in float64)
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         t = times.to(parameter.device, dtype)
-        # factors as 0-dim tensors: see sample.py
+        network, is_x0, one_time = self.network, self.prediction == "x0", times.ndim == 1
+        # factors as 0-dim tensors: see solvers/table.py
         x_factor, p_factor = c_x.to(dtype).unbind(), c_p.tolist()
-        network, clip, is_x0 = self.network, self.clip, self.prediction == "x0"
 
         @lru_cache(maxsize=1)
         def per_sample(batch: int) -> tuple[Tensor, ...]:
             # the same views at every step of a run: made at its first
-            return t[:, None].expand(-1, batch).unbind()
+            return (t[:, None] if one_time else t).expand(-1, batch, *t.shape[2:]).unbind()
 
-        def evaluate(x: Tensor, i: int) -> Tensor:
-            x0_hat = network(x, per_sample(x.shape[0])[i], cond)
+        def evaluate(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
+            x0_hat, fraction = self._halves(network(x, per_sample(x.shape[0])[i], cond))
             if not is_x0:
-                x0_hat = (x * x_factor[i]).add_(x0_hat, alpha=p_factor[i])
-            return x0_hat if clip is None else x0_hat.clamp(-clip, clip)
+                if one_time:
+                    x0_hat = (x * x_factor[i]).add_(x0_hat, alpha=p_factor[i])
+                else:
+                    x0_hat = align(c_x[i], x) * x + align(c_p[i], x) * x0_hat
+            return self._clipped(x0_hat), fraction
 
         return evaluate
+
+    def _halves(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.variance_axis is None:
+            return output, None
+        prediction, interpolation = output.chunk(2, self.variance_axis)
+        return prediction, 0.5 * (interpolation + 1.0)
+
+    def _clipped(self, x0_hat: Tensor) -> Tensor:
+        return x0_hat if self.clip is None else x0_hat.clamp(-self.clip, self.clip)
+
+
+@dataclass(frozen=True)
+class WithVariance(Denoiser):
+    """A network denoiser whose estimates bring their learned variance along."""
+
+    denoiser: NetworkDenoiser
+
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        return self.denoiser.process
+
+    def bind(self, times: Float64[Tensor, "n *extra"], cond: Any = None) -> Evaluate:
+        evaluate = self.denoiser._bind(times, cond)
+        return lambda x, i: Learned(*evaluate(x, i))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffusion_core.denoise import Denoiser, Evaluate
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.schedule import Schedule
 
 
@@ -34,6 +35,10 @@ class GaussianData(Denoiser):
     schedule: Schedule
     mean: Float64[Tensor, " d"]
     std: Float64[Tensor, " d"]
+
+    @property
+    def process(self) -> Gaussian:  # type: ignore[override]
+        return Gaussian(self.schedule)
 
     def bind(self, times: Float64[Tensor, " n"], cond: Any = None) -> Evaluate:
         alpha, sigma = _scalars(self.schedule, times)
@@ -65,6 +70,10 @@ class GaussianMixture(Denoiser):
         total = float(self.weights.sum())
         if (self.weights <= 0).any() or abs(total - 1.0) > 1e-9:
             raise WorkbenchError(f"mixture: got weights {self.weights.tolist()}; expected positive ones that sum to 1.")
+
+    @property
+    def process(self) -> Gaussian:  # type: ignore[override]
+        return Gaussian(self.schedule)
 
     def _component_log_density(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         variance = alpha**2 * self.stds**2 + sigma**2

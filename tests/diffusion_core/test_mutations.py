@@ -5,6 +5,8 @@ Every check here is the body of a test elsewhere, where it passes on the code as
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,6 +22,7 @@ from diffusion_core.normalize import MinMax
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.schedule import Cosine, DiscreteBetas, Linear, RectifiedFlow, Schedule, cosine_betas
 from diffusion_core.solvers import Solver, Table, ddim, ddpm, dpm_solver_pp_2m, euler, heun
+from tests.diffusion_core import defects
 from tests.diffusion_core.test_denoise import check_denoiser
 from tests.diffusion_core.test_ema import check_average
 from tests.diffusion_core.test_gaussian import check_posterior
@@ -48,8 +51,8 @@ def second_order_term(factor: float) -> Solver:
     """DPM-Solver++(2M) with its ``g`` multiplied: 0.5 is the published third-order defect, -1 a lost sign."""
 
     def edit(table: Table) -> Table:
-        older = factor * table.x0_hat[:, 1]
-        return replace(table, x0_hat=torch.stack([table.x0_hat.sum(1) - older, older], 1))
+        older = factor * table.estimate[:, 1]
+        return replace(table, estimate=torch.stack([table.estimate.sum(1) - older, older], 1))
 
     return edited(dpm_solver_pp_2m, edit)
 
@@ -61,17 +64,17 @@ def swapped_alphas(schedule: Schedule, grid: Tensor) -> Table:
     variance = (sigma_t**2 - (alpha_s / alpha_t * sigma_s) ** 2).clamp(min=0.0)
     c = sigma_s / sigma_t * variance.sqrt()
     a = (sigma_s**2 - c**2).sqrt() / sigma_t
-    return Table(t, s, a[:, None], (alpha_s - a * alpha_t)[:, None], c, torch.ones_like(t, dtype=torch.bool))
+    return Table(t, s, a[:, None], (alpha_s - a * alpha_t)[:, None], c, *[torch.ones(len(t), dtype=torch.bool)] * 2)
 
 
 def uncorrected(table: Table) -> Table:
     """Heun whose corrector forgets the slope at the end of the step."""
     last = table.ends_step
-    previous = table.x[~last][:, 0] - 1.0, table.x0_hat[~last][:, 0]
-    x, x0_hat = table.x.clone(), table.x0_hat.clone()
+    previous = table.x[~last][:, 0] - 1.0, table.estimate[~last][:, 0]
+    x, x0_hat = table.x.clone(), table.estimate.clone()
     x[last] = torch.stack([torch.zeros_like(previous[0]), 1.0 + previous[0]], 1)
     x0_hat[last] = torch.stack([torch.zeros_like(previous[1]), previous[1]], 1)
-    return replace(table, x=x, x0_hat=x0_hat)
+    return replace(table, x=x, estimate=x0_hat)
 
 
 def posterior_with_sigma_t_for_sigma_s(patch: Patch) -> None:
@@ -184,6 +187,11 @@ DEFECTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "EMA: one step late": (decay_one_step_late, lambda: check_average(Ema())),
     "EMA: weights and average swapped": (weights_and_average_swapped, lambda: check_average(Ema())),
 }
+
+
+for module in pkgutil.iter_modules(defects.__path__):
+    of_module = importlib.import_module(f"{defects.__name__}.{module.name}").DEFECTS
+    DEFECTS |= {f"{module.name}: {name}": pair for name, pair in of_module.items()}
 
 
 @pytest.mark.parametrize("name", DEFECTS)

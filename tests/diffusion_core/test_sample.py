@@ -40,7 +40,7 @@ def test_the_sample_is_the_end_of_the_trajectory_at_the_times_of_the_grid(solver
     assert torch.equal(states[-1].x, sample(data, table, start(), noise=shared()))
     if solver in (ddpm, ddim, dpm_solver_pp_2m):
         # exact in the noise level, so that a step to t = 0 ends at the estimate itself
-        torch.testing.assert_close(states[-1].x, states[-1].x0_hat, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(states[-1].x, states[-1].estimate, rtol=1e-12, atol=1e-12)
 
 
 @every_solver
@@ -52,8 +52,8 @@ def test_the_start_is_not_modified(solver):
 
 def test_states_already_given_out_are_not_modified_by_later_steps():
     data, table = plane_mixture(Linear()), dpm_solver_pp_2m(Linear(), grids.uniform(8))
-    copies = [(state, state.x.clone(), state.x0_hat.clone()) for state in trajectory(data, table, start())]
-    assert all(torch.equal(state.x, x) and torch.equal(state.x0_hat, x0_hat) for state, x, x0_hat in copies)
+    copies = [(state, state.x.clone(), state.estimate.clone()) for state in trajectory(data, table, start())]
+    assert all(torch.equal(state.x, x) and torch.equal(state.estimate, x0_hat) for state, x, x0_hat in copies)
 
 
 def test_a_warm_start_is_a_sliced_grid():

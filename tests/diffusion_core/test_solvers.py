@@ -51,7 +51,7 @@ def columns_close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> None:
 
 def same_table(a: Table, b: Table) -> None:
     """Equal coefficients, to 1e-12."""
-    for name in ("times", "reached", "x", "x0_hat", "noise"):
+    for name in ("times", "reached", "x", "estimate", "noise"):
         columns_close(getattr(a, name), getattr(b, name))
 
 
@@ -99,7 +99,7 @@ def variance_error(table: Table, schedule: Schedule, std: float = 0.5) -> float:
     """
     alpha, sigma = schedule.alpha(table.times), schedule.sigma(table.times)
     marginal = alpha**2 * std**2 + sigma**2
-    factor = (table.x[:, 0] + table.x0_hat[:, 0] * alpha * std**2 / marginal) ** 2
+    factor = (table.x[:, 0] + table.estimate[:, 0] * alpha * std**2 / marginal) ** 2
     variance = float(marginal[0])
     for multiply, add in zip(factor.tolist(), (table.noise**2).tolist(), strict=True):
         variance = multiply * variance + add
@@ -141,9 +141,9 @@ def test_the_first_row_of_2m_is_ddim(schedule):
     grid = grids.uniform(9, start=0.99)
     multistep, single = dpm_solver_pp_2m(schedule, grid), ddim(schedule, grid)
     columns_close(multistep.x, single.x)
-    columns_close(multistep.x0_hat[0], torch.cat([single.x0_hat[0], vector(0.0)]))
-    assert bool((multistep.x0_hat[1:-1, 1] != 0.0).all()), "the later rows are of second order"
-    assert float(multistep.x0_hat[-1, 1]) == 0.0, "the step to t = 0 is not"
+    columns_close(multistep.estimate[0], torch.cat([single.estimate[0], vector(0.0)]))
+    assert bool((multistep.estimate[1:-1, 1] != 0.0).all()), "the later rows are of second order"
+    assert float(multistep.estimate[-1, 1]) == 0.0, "the step to t = 0 is not"
 
 
 def check_point_mass(solver: Solver, schedule: Schedule, grid: Tensor) -> None:
@@ -151,7 +151,7 @@ def check_point_mass(solver: Solver, schedule: Schedule, grid: Tensor) -> None:
     table = solver(schedule, grid)
     t, s = table.times, table.reached
     a = table.x[:, 0]
-    columns_close(a * schedule.alpha(t) + table.x0_hat.sum(1), schedule.alpha(s), 1e-11)
+    columns_close(a * schedule.alpha(t) + table.estimate.sum(1), schedule.alpha(s), 1e-11)
     columns_close((a * schedule.sigma(t)) ** 2 + table.noise**2, schedule.sigma(s) ** 2, 1e-10)
 
 
@@ -198,7 +198,7 @@ def test_a_coarser_grid_is_the_respaced_process():
     respaced = DiscreteBetas(tuple((1.0 - alpha_squared[1:] / alpha_squared[:-1]).tolist()))
     for solver in (ddpm, ddim, dpm_solver_pp_2m):
         coarse, own = solver(full, grid), solver(respaced, grids.trailing(8, 8))
-        for name in ("x", "x0_hat", "noise"):
+        for name in ("x", "estimate", "noise"):
             columns_close(getattr(coarse, name), getattr(own, name), 1e-10)
 
 
@@ -226,7 +226,7 @@ def check_ddpm_paper(solver: Solver) -> None:
         row = 60 - i
         of_x0 = math.sqrt(alpha_bar_before) * beta / (1.0 - alpha_bar)
         of_x_t = math.sqrt(alpha) * (1.0 - alpha_bar_before) / (1.0 - alpha_bar)
-        assert float(table.x0_hat[row, 0]) == pytest.approx(of_x0, rel=1e-10)
+        assert float(table.estimate[row, 0]) == pytest.approx(of_x0, rel=1e-10)
         assert float(table.x[row, 0]) == pytest.approx(of_x_t, rel=1e-10)
         beta_tilde = (1.0 - alpha_bar_before) / (1.0 - alpha_bar) * beta
         assert float(table.noise[row]) ** 2 == pytest.approx(beta_tilde, rel=1e-10)
@@ -243,7 +243,7 @@ def test_large_variance_is_beta_itself_with_none_in_the_last_step():
     columns_close(large.noise[:-1] ** 2, vector(*schedule.betas[:0:-1]))
     assert float(large.noise[-1]) == 0.0
     columns_close(large.x, small.x)
-    columns_close(large.x0_hat, small.x0_hat)
+    columns_close(large.estimate, small.estimate)
 
 
 def velocity(data: GaussianMixture, x: Tensor, t: float) -> Tensor:

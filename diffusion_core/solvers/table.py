@@ -1,0 +1,253 @@
+"""The table of a sampler.
+
+Every sampler of a Gaussian diffusion is a linear recursion in the samples and the denoiser's estimates so far,
+
+    x_{i+1} = sum_k A_ik x_{i-k} + sum_k B_ik estimate_{i-k} + C_i z,        z ~ N(0, 1),
+
+where ``estimate_i`` is x0_hat at row i's time and at the newest sample. The numbers A, B, C depend on the
+schedule and the grid alone. So a solver is a pure function ``(schedule, grid) -> Table``, the loop that runs
+it is written once (``diffusion_core.sample``), and what one would test about a solver can be read off its
+table without any network.
+
+Inversion is the same solver on the reversed grid; a warm start is a sliced grid; a grid with more axes
+``(n + 1, batch)`` or ``(n + 1, batch, tokens)`` gives every sample or token its own times.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.grid import Grid, check_grid
+from diffusion_core.noise import Noise
+from diffusion_core.plan import Advance, Plan
+from diffusion_core.predict import align
+from diffusion_core.schedule import Schedule, Times
+
+
+class Row(NamedTuple):
+    """One row of a table as host numbers: zeros dropped, so that the loop does only the work there is.
+
+    Pairs are (rows back, number). The newest estimate, which almost every row uses, is not among them.
+    """
+
+    x: tuple[tuple[int, float], ...]
+    estimate: tuple[tuple[int, float], ...]
+    noise: float
+
+
+class Learned(NamedTuple):
+    """An estimate with a learned variance: ``fraction`` interpolates the logarithms, 0 small and 1 large."""
+
+    x0_hat: Tensor
+    fraction: Tensor
+
+
+@dataclass(frozen=True)
+class Table(Plan):
+    """The coefficients of a sampler, float64.
+
+    Args:
+        times: time at which row i evaluates the denoiser.
+        reached: time of the sample that row i produces.
+        x: A; column k multiplies the sample k rows back (0 is the newest).
+        estimate: B; column k multiplies the estimate k evaluations back (0 is the newest).
+        noise: C; standard deviation of the fresh noise.
+        ends_step: False for a stage inside a step (Heun's predictor), whose sample is not on the trajectory.
+        evaluates: False for a row without an estimate: its B is 0 and the denoiser is not called.
+        noise_large: where the variance is learned, the standard deviation at fraction 1 (``noise`` is at 0).
+
+    Raises:
+        WorkbenchError: a coefficient is not finite.
+    """
+
+    times: Float64[Tensor, "n *extra"]
+    reached: Float64[Tensor, "n *extra"]
+    x: Float64[Tensor, "n kx *extra"]
+    estimate: Float64[Tensor, "n kb *extra"]
+    noise: Float64[Tensor, "n *extra"]
+    ends_step: Bool[Tensor, " n"]
+    evaluates: Bool[Tensor, " n"]
+    noise_large: Float64[Tensor, "n *extra"] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("x", self.x), ("estimate", self.estimate), ("noise", self.noise)):
+            bad = ~torch.isfinite(values.reshape(len(self.times), -1)).all(1)
+            if bad.any():
+                i = int(bad.nonzero()[0])
+                t, s = (float(v[i].flatten()[0]) for v in (self.times, self.reached))
+                raise WorkbenchError(
+                    f"solver table: the {name} coefficient of the step from t={t:.6g} to {s:.6g} is not finite; expected "
+                    "a grid that does not start at a time without noise (an inversion starts at a small t > 0) and does "
+                    "not end at one without signal."
+                )
+
+    @property
+    def noisy(self) -> bool:
+        return bool((self.noise != 0.0).any())
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The table row by row, as Python numbers; one time for all samples."""
+
+        def terms(values: list[float]) -> tuple[tuple[int, float], ...]:
+            return tuple((k, v) for k, v in enumerate(values) if v != 0.0)
+
+        return tuple(
+            Row(terms(a), terms([0.0, *b[1:]]), c)
+            for a, b, c in zip(self.x.tolist(), self.estimate.tolist(), self.noise.tolist(), strict=True)
+        )
+
+    def begin(self, x: Tensor, noise: Noise | None) -> Advance:
+        if self.times.ndim > 1:
+            return self._columns(x, noise)
+        older: deque[Tensor] = deque(maxlen=self.x.shape[1] - 1)
+        estimates: deque[Tensor] = deque(maxlen=self.estimate.shape[1])
+        rows, deviation = self.rows, self._deviation(x)
+        # 0-dim tensors: a Python factor is wrapped into one at every call, which takes as long as the product itself
+        newest = self.estimate[:, 0].to(torch.promote_types(x.dtype, torch.float32)).unbind()
+
+        def advance(x: Tensor, estimate: Tensor | Learned | None, i: int) -> Tensor:
+            row = rows[i]
+            if estimate is None:
+                new = torch.zeros_like(x)
+            else:
+                x0_hat = estimate.x0_hat if isinstance(estimate, Learned) else estimate
+                estimates.appendleft(x0_hat)
+                new = x0_hat * newest[i]
+            for k, b in row.estimate:
+                new.add_(estimates[k], alpha=b)
+            for k, a in row.x:
+                new.add_(older[k - 1] if k else x, alpha=a)
+            if row.noise != 0.0 and noise is not None:
+                z = noise.normal(new.shape, new.dtype, new.device)
+                if deviation is None:
+                    new.add_(z, alpha=row.noise)
+                else:
+                    new.addcmul_(z, deviation(estimate, i))
+            older.appendleft(x)
+            return new
+
+        return advance
+
+    def _columns(self, x: Tensor, noise: Noise | None) -> Advance:
+        # every coefficient is a tensor: one number for each sample or token
+        older: deque[Tensor] = deque(maxlen=self.x.shape[1] - 1)
+        estimates: deque[Tensor] = deque(maxlen=self.estimate.shape[1])
+        of_x, of_estimate, of_noise = (
+            [[align(c, x) for c in row.unbind()] for row in values.unbind()]
+            for values in (self.x, self.estimate, self.noise[:, None])
+        )
+        deviation = self._deviation(x)
+
+        def advance(x: Tensor, estimate: Tensor | Learned | None, i: int) -> Tensor:
+            new = of_x[i][0] * x
+            for a, earlier in zip(of_x[i][1:], older, strict=False):
+                new = new + a * earlier
+            if estimate is not None:
+                estimates.appendleft(estimate.x0_hat if isinstance(estimate, Learned) else estimate)
+            for b, earlier in zip(of_estimate[i], estimates, strict=False):
+                new = new + b * earlier
+            if noise is not None:
+                z = noise.normal(new.shape, new.dtype, new.device)
+                new = new + (of_noise[i][0] if deviation is None else deviation(estimate, i)) * z
+            older.appendleft(x)
+            return new
+
+        return advance
+
+    def _deviation(self, like: Tensor) -> Callable[[Tensor | Learned | None, int], Tensor] | None:
+        """``exp((1 - fraction) log small + fraction log large)``, or None where the variance is not learned."""
+        if self.noise_large is None:
+            return None
+        # where one of the two is 0 there is no noise at all, whatever the network says
+        small = [align(c, like) for c in torch.where(self.noise_large > 0.0, self.noise, 0.0).log().unbind()]
+        large = [align(c, like) for c in torch.where(self.noise > 0.0, self.noise_large, 0.0).log().unbind()]
+
+        def deviation(estimate: Tensor | Learned | None, i: int) -> Tensor:
+            if not isinstance(estimate, Learned):
+                raise WorkbenchError(
+                    "sampling: this table has a learned variance and got a denoiser without one; expected "
+                    'NetworkDenoiser(..., variance_axis=...).with_variance(), or ddpm(variance="small" or "large").'
+                )
+            return torch.exp(torch.lerp(small[i].expand_as(estimate.fraction), large[i], estimate.fraction))
+
+        return deviation
+
+
+Solver = Callable[[Schedule, Grid], Table]
+
+
+def pairs(grid: Grid) -> tuple[Times, Times]:
+    """The steps of a grid: from ``t`` to ``s``.
+
+    Raises:
+        WorkbenchError: the grid is not monotone.
+    """
+    check_grid(grid)
+    return grid[:-1], grid[1:]
+
+
+def falling_pairs(grid: Grid) -> tuple[Times, Times]:
+    """`pairs` of a grid that falls, for a solver that cannot be inverted.
+
+    Raises:
+        WorkbenchError: the grid is not monotone, or it rises.
+    """
+    t, s = pairs(grid)
+    if bool((s[0] > t[0]).any()):
+        raise WorkbenchError(
+            f"solver table: got a rising grid, from t={float(t[0].min()):.6g} to {float(s[-1].max()):.6g}, for a solver "
+            "that adds noise; expected a falling one: only a deterministic solver, such as ddim with eta=0, can be "
+            "inverted."
+        )
+    return t, s
+
+
+def single_step(t: Times, s: Times, x: Times, estimate: Times, noise: Times, noise_large: Times | None = None) -> Table:
+    """The table of a solver with one row a step.
+
+    A token of a grid with more axes may stand still for a row (``s = t``): whatever the formula gave there, it
+    keeps its value.
+
+    Args:
+        t, s: (n, *extra) from and to.
+        x: (n, kx, *extra); estimate: (n, kb, *extra); noise: (n, *extra).
+    """
+    stands = t == s
+    keeps = torch.zeros_like(x)
+    keeps[:, 0] = 1.0
+    table = dict(
+        x=torch.where(stands[:, None], keeps, x),
+        estimate=torch.where(stands[:, None], 0.0, estimate),
+        noise=torch.where(stands, 0.0, noise),
+        noise_large=None if noise_large is None else torch.where(stands, 0.0, noise_large),
+    )
+    always = torch.ones(len(t), dtype=torch.bool)
+    return Table(times=t, reached=s, ends_step=always, evaluates=always, **table)  # type: ignore[arg-type]
+
+
+def joined(*tables: Table) -> Table:
+    """One table after another, the history of samples and estimates running on."""
+
+    def stack(values: list[Tensor]) -> Tensor:
+        width = max(v.shape[1] for v in values)
+        return torch.cat([torch.cat([v, v.new_zeros(len(v), width - v.shape[1])], 1) for v in values])
+
+    return Table(
+        times=torch.cat([t.times for t in tables]),
+        reached=torch.cat([t.reached for t in tables]),
+        x=stack([t.x for t in tables]),
+        estimate=stack([t.estimate for t in tables]),
+        noise=torch.cat([t.noise for t in tables]),
+        ends_step=torch.cat([t.ends_step for t in tables]),
+        evaluates=torch.cat([t.evaluates for t in tables]),
+    )
