@@ -135,10 +135,14 @@ class NetworkDenoiser(nn.Module, Denoiser):
     def with_variance(self) -> WithVariance:
         """The same denoiser, giving its learned variance along: for ``ddpm(..., variance="learned")``."""
         if self.variance_axis is None:
-            raise WorkbenchError("denoiser: got variance_axis=None, no learned variance; expected an axis of the output.")
+            raise WorkbenchError(
+                "denoiser: got variance_axis=None, no learned variance; expected an axis of the output."
+            )
         return WithVariance(self)
 
-    def _bind(self, times: Float64[Tensor, "n *extra"], cond: Any) -> Callable[[Tensor, int], tuple[Tensor, Tensor | None]]:
+    def _bind(
+        self, times: Float64[Tensor, "n *extra"], cond: Any
+    ) -> Callable[[Tensor, int], tuple[Tensor, Tensor | None]]:
         c_x, c_p = to_x0(self.prediction, self.schedule, times)
         parameter = next(self.network.parameters(), times)
         # the network's own precision, at least float32 (a float64 model is evaluated in float64)

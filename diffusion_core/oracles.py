@@ -7,6 +7,7 @@ rather than against another implementation. All arithmetic is float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,13 @@ class GaussianData(Denoiser):
         gain = alpha[:, None] * self.std**2 / (alpha[:, None] ** 2 * self.std**2 + sigma[:, None] ** 2)
         shift = alpha[:, None] * self.mean
         return lambda x, i: self.mean + gain[i] * (x - shift[i])
+
+    def bind_log_density(
+        self, times: Float64[Tensor, " n"], cond: Any = None
+    ) -> Callable[[Float64[Tensor, "batch d"], int], Float64[Tensor, " batch"]]:
+        """``log p_t(x)`` at the i-th of ``times``, in nats."""
+        marginals = [self.marginal(t) for t in times.tolist()]
+        return lambda x, i: torch.distributions.Normal(*marginals[i]).log_prob(x).sum(1)
 
     def marginal(self, t: float) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
         """Mean and standard deviation of ``x_t``."""
@@ -92,6 +100,13 @@ class GaussianMixture(Denoiser):
             return (share[..., None] * posterior_mean).sum(1)
 
         return evaluate
+
+    def bind_log_density(
+        self, times: Float64[Tensor, " n"], cond: Any = None
+    ) -> Callable[[Float64[Tensor, "batch d"], int], Float64[Tensor, " batch"]]:
+        """``log p_t(x)`` at the i-th of ``times``, in nats."""
+        alphas, sigmas = _scalars(self.schedule, times)
+        return lambda x, i: self._component_log_density(x, alphas[i], sigmas[i]).logsumexp(1)
 
     def log_density(self, x: Float64[Tensor, "batch d"], t: float) -> Float64[Tensor, " batch"]:
         """``log p_t(x)`` in nats."""

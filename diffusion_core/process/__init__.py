@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -39,8 +39,11 @@ class Process(ABC):
         """
 
     @abstractmethod
-    def prior(self, noise: Any, t: float = 1.0) -> Any:
-        """Base ``noise`` made a sample of ``x_t`` where nothing is left of the data."""
+    def prior(self, noise: Any, t: float = 1.0, exponent: float = 1.0) -> Any:
+        """Base ``noise`` made a sample of ``x_t`` where nothing is left of the data.
+
+        ``exponent`` is the sum of the exponents of a product of experts: its start is the prior to that power.
+        """
 
     @abstractmethod
     def combine(self, weights: Tensor, times: Any) -> Callable[[Any, Sequence[Any], int], Any]:
@@ -53,3 +56,19 @@ class Process(ABC):
         Returns:
             ``combined(x_t, estimates, i)``: the product's estimate from the K estimates at time i.
         """
+
+    @abstractmethod
+    def clean(self, times: Any) -> Callable[[Any, Any, int], Any]:
+        """The point estimate of the data that a cost looks at: ``clean(x_t, estimate, i) -> x0_hat``."""
+
+    @abstractmethod
+    def tilt(self, times: Any, of: Literal["x_t", "x0_hat"]) -> Callable[[Any, Any, int], Any]:
+        """``tilted(estimate, gradient, i)``: the estimate of ``p(x_t) exp(f)``.
+
+        ``gradient`` is that of ``f`` with respect to ``x_t``, or (``of="x0_hat"``) to what `clean` returns, which is
+        then carried to ``x_t`` by a stand-in for the Jacobian of the estimate.
+        """
+
+    @abstractmethod
+    def pin(self, times: Any) -> Callable[[Any, Any, Tensor, Any, int], Any]:
+        """``pinned(x_t, estimate, mask, values, i)``: the estimate when the data is known to be ``values`` at ``mask``."""

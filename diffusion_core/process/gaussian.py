@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float64
@@ -37,9 +39,10 @@ class Gaussian(Process):
         """
         return align(self.schedule.alpha(t), x0) * x0 + align(self.schedule.sigma(t), x0) * noise
 
-    def prior(self, noise: Tensor, t: float = 1.0) -> Tensor:
-        """Standard normal ``noise`` scaled to the width of ``x_t`` where no data is left: ``sigma_t noise``."""
-        return float(self.schedule.sigma(torch.tensor(t, dtype=torch.float64))) * noise
+    def prior(self, noise: Tensor, t: float = 1.0, exponent: float = 1.0) -> Tensor:
+        """``sigma_t noise / sqrt(exponent)``: as wide as ``x_t`` where no data is left, to the given power."""
+        sigma = float(self.schedule.sigma(torch.tensor(t, dtype=torch.float64)))
+        return sigma / math.sqrt(exponent) * noise
 
     def combine(self, weights: Tensor, times: Times) -> Callable[[Tensor, Sequence[Tensor], int], Tensor]:
         """``x0_hat = sum_k w_k x0_hat_k + (1 - sum_k w_k) x_t / alpha_t``.
@@ -62,6 +65,34 @@ class Gaussian(Process):
             )
         of_x = torch.where(rest == 0.0, 0.0, rest / alpha)
         return weighted_sum(of_x, weights)
+
+    def clean(self, times: Times) -> Callable[[Tensor, Tensor, int], Tensor]:
+        return lambda x, x0_hat, i: x0_hat
+
+    def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, int], Tensor]:
+        """``x0_hat + (sigma^2 / alpha) J gradient``: the score is increased by ``J gradient``.
+
+        ``J = 1`` for a gradient in x_t. For one in x0_hat it is ``d x0_hat / d x_t``, of which unit Gaussian data has
+        ``alpha / (alpha^2 + sigma^2)``: that stands in for it, as in Song et al. 2023, "Pseudoinverse-guided
+        diffusion models", section 3.
+
+        Raises:
+            WorkbenchError: at a time without signal, for a gradient in x_t.
+        """
+        alpha, sigma = self.schedule.alpha(times), self.schedule.sigma(times)
+        if of == "x0_hat":
+            factors = sigma**2 / (alpha**2 + sigma**2)
+        elif bool((alpha > 0.0).all()):
+            factors = sigma**2 / alpha
+        else:
+            raise WorkbenchError(
+                f"energy: at t={float(times[alpha <= 0.0][0]):.6g} the schedule {self.schedule} leaves no signal, and a "
+                "gradient in x_t says nothing about the data; expected a grid that starts a little below."
+            )
+        return lambda x0_hat, gradient, i: x0_hat + align(factors[i], x0_hat) * gradient
+
+    def pin(self, times: Times) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
+        return lambda x, x0_hat, mask, values, i: torch.where(mask, values, x0_hat)
 
     def posterior(self, t: Times, s: Times) -> tuple[Times, Times, Times]:
         """``q(x_s | x_t, x0) = N(a x_t + b x0, std^2)`` for ``s < t``; returns ``(a, b, std)``.

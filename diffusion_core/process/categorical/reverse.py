@@ -1,0 +1,60 @@
+"""The reverse kernel: from ``x_t`` and an estimate of ``x0`` to ``x_s``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from diffusion_core.process.categorical.kernel import Kernel, one_hot
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """``p(x_s | x_t) = sum_x0 p(x0 | x_t) q(x_s | x_t, x0)`` for one or many pairs ``s < t``.
+
+    Args:
+        data_to_t: ``q(x_t | x0)``.
+        data_to_s: ``q(x_s | x0)``.
+        s_to_t: ``q(x_t | x_s)``.
+    """
+
+    data_to_t: Kernel
+    data_to_s: Kernel
+    s_to_t: Kernel
+
+    def probabilities(self, logits: Float[Tensor, "*x k"], x_t: Int64[Tensor, "*x"]) -> Float64[Tensor, "*x s"]:
+        """By Bayes, with ``w(x0) = p(x0 | x_t) / q(x_t | x0)``::
+
+            p(x_s | x_t) = q(x_t | x_s) sum_x0 w(x0) q(x_s | x0)
+
+        With the true ``p(x0 | x_t)`` this is the true reverse kernel. D3PM's eq. 4 leaves out the division by
+        ``q(x_t | x0)``, and so does not reach it; for absorbing states the two agree.
+
+        Source: Austin et al. 2021, eq. 3 (arXiv 2107.03006).
+        """
+        classes = logits.shape[-1]
+        likelihood = self.data_to_t.column(x_t)
+        of_class, states = likelihood[..., :classes], likelihood.shape[-1]
+        p_x0 = log_x0(self.data_to_t, logits, x_t).exp()
+        possible = (of_class > 0.0) & (p_x0 > 0.0)
+        weights = torch.where(possible, p_x0 / of_class.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        weights = torch.nn.functional.pad(weights, (0, states - classes))
+        reverse = self.s_to_t.column(x_t) * self.data_to_s.push(weights)
+        # a state that no data leads to, such as a class given in a sample of pure MASK, is kept as it is
+        return torch.where(possible.any(-1, keepdim=True), reverse, one_hot(x_t, states))
+
+
+def log_x0(data_to_t: Kernel, logits: Float[Tensor, "*x k"], x_t: Int64[Tensor, "*x"]) -> Float64[Tensor, "*x k"]:
+    """``log p(x0 | x_t)`` of an estimate, normalised over the classes that can have led to ``x_t``.
+
+    For absorbing states an entry that is not masked is thereby its own estimate, whatever the network says.
+
+    Source: Sahoo et al. 2024, "carry-over unmasking" (arXiv 2406.07524), here for every kernel.
+    """
+    logits = logits.double()
+    possible = (data_to_t.column(x_t)[..., : logits.shape[-1]] > 0.0) & (logits > -torch.inf)
+    ruled_out = ~possible & possible.any(-1, keepdim=True)
+    return logits.masked_fill(ruled_out, -torch.inf).log_softmax(-1)
