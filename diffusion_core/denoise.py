@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -152,10 +151,14 @@ class NetworkDenoiser(nn.Module, Denoiser):
         # factors as 0-dim tensors: see solvers/table.py
         x_factor, p_factor = c_x.to(dtype).unbind(), c_p.tolist()
 
-        @lru_cache(maxsize=1)
+        views: dict[int, tuple[Tensor, ...]] = {}
+
         def per_sample(batch: int) -> tuple[Tensor, ...]:
             # the same views at every step of a run: made at its first
-            return (t[:, None] if one_time else t).expand(-1, batch, *t.shape[2:]).unbind()
+            if batch not in views:
+                views.clear()
+                views[batch] = (t[:, None] if one_time else t).expand(-1, batch, *t.shape[2:]).unbind()
+            return views[batch]
 
         def evaluate(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
             x0_hat, fraction = self._halves(network(x, per_sample(x.shape[0])[i], cond))

@@ -235,8 +235,8 @@ def perturbed_attention(model: NetworkDenoiser, layers: Collection[str] | None =
             f"perturbed attention: got layers={chosen}; expected names of self-attention layers of the network, which "
             f"are {found or 'none'}."
         )
-    shared = {id(p): p for p in [*model.parameters(), *model.buffers()]}
-    twin = copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    shared: dict[int, Any] = {id(v): v for v in [*model.parameters(), *model.buffers(), model.schedule, model.process]}
+    twin = copy.deepcopy(model, shared)
     for name in chosen:
         twin.network.get_submodule(name).perturbed = True  # type: ignore[assignment]
     return twin

@@ -54,7 +54,7 @@ class Plan(ABC):
         return self.times[self.evaluates]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Together(Plan):
     """One plan per field of a state: every row advances all fields, each by its own solver on its own times.
 
@@ -72,9 +72,9 @@ class Together(Plan):
         for name, other in others:
             if not (torch.equal(plan.ends_step, other.ends_step) and torch.equal(plan.evaluates, other.evaluates)):
                 raise WorkbenchError(
-                    f"plans: got {len(plan.ends_step)} rows for {first!r} and {len(other.ends_step)} for {name!r}, or the "
-                    "same number with other stages; expected solvers that evaluate the denoiser at the same rows: give "
-                    "all fields grids of one length and solvers of one evaluation a step."
+                    f"plans: got {len(plan.ends_step)} rows for {first!r} and {len(other.ends_step)} for {name!r}, or "
+                    "as many with other stages; expected solvers that evaluate the denoiser at the same rows: give all "
+                    "fields grids of one length and solvers of one evaluation a step."
                 )
 
     @property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
-from diffusion_core.denoise import Denoiser
+from diffusion_core.denoise import Denoiser, Evaluate
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import Noise
 from diffusion_core.plan import Plan
@@ -24,7 +25,23 @@ class State(NamedTuple):
     estimate: Any
 
 
-def trajectory(denoiser: Denoiser, plan: Plan, x: Any, cond: Any = None, noise: Noise | None = None) -> Iterator[State]:
+@runtime_checkable
+class Corrector(Protocol):
+    """Moves a sample at constant time towards the density there: see ``diffusion_core.correct``."""
+
+    def bind(self, denoiser: Denoiser, times: Tensor, cond: Any = None) -> Callable[[Any, int, Noise], Any]:
+        """``correct(x, i, noise) -> x`` at the i-th of ``times`` (n,)."""
+        ...
+
+
+def trajectory(
+    denoiser: Denoiser,
+    plan: Plan,
+    x: Any,
+    cond: Any = None,
+    noise: Noise | None = None,
+    corrector: Corrector | None = None,
+) -> Iterator[State]:
     """Run a solver's plan, yielding the state at the end of every step.
 
     Nothing in the loop reads a tensor's value, and all its state is on the stack.
@@ -34,12 +51,13 @@ def trajectory(denoiser: Denoiser, plan: Plan, x: Any, cond: Any = None, noise: 
         plan: from a solver; see ``diffusion_core.solvers``.
         x: (batch, ...) sample at the plan's first time, or a dict of such; not modified.
         cond: passed to the denoiser.
-        noise: source of fresh noise; may be None for a deterministic plan.
+        noise: source of fresh noise; may be None for a deterministic plan without a corrector.
+        corrector: called at the end of every step that does not reach t = 0.
 
     Raises:
-        WorkbenchError: the plan adds noise and no source was given.
+        WorkbenchError: noise is needed and no source was given.
     """
-    steps = _steps(denoiser, plan, x, cond, noise)
+    steps = _steps(denoiser, plan, x, cond, noise, corrector)
     while True:
         # not around the loop: gradients would be off for whoever reads the trajectory, too
         with torch.no_grad():
@@ -50,30 +68,65 @@ def trajectory(denoiser: Denoiser, plan: Plan, x: Any, cond: Any = None, noise: 
 
 
 @torch.no_grad()
-def sample(denoiser: Denoiser, plan: Plan, x: Any, cond: Any = None, noise: Noise | None = None) -> Any:
+def sample(
+    denoiser: Denoiser,
+    plan: Plan,
+    x: Any,
+    cond: Any = None,
+    noise: Noise | None = None,
+    corrector: Corrector | None = None,
+) -> Any:
     """The end of `trajectory`: (batch, ...), at the plan's last time."""
-    for state in _steps(denoiser, plan, x, cond, noise):
+    # bare steps, so that no_grad is entered once and not at every step
+    for state in _steps(denoiser, plan, x, cond, noise, corrector):
         x = state.x
     return x
 
 
-def _steps(denoiser: Denoiser, plan: Plan, x: Any, cond: Any, noise: Noise | None) -> Iterator[State]:
-    # bare, so that `sample` enters no_grad once and not at every step
-    if noise is None and plan.noisy:
+def _steps(
+    denoiser: Denoiser, plan: Plan, x: Any, cond: Any, noise: Noise | None, corrector: Corrector | None
+) -> Iterator[State]:
+    if noise is None and (plan.noisy or corrector is not None):
         raise WorkbenchError(
-            "sampling: this solver adds noise and got noise=None; expected a diffusion_core.noise source."
+            "sampling: this solver or corrector adds noise and got noise=None; expected a diffusion_core.noise source."
         )
-    evaluate = denoiser.bind(plan.bound, cond)
+    correct = None
+    if corrector is not None:
+        if isinstance(plan.reached, dict) or plan.reached.ndim > 1:
+            raise WorkbenchError(
+                "sampling: got a corrector and several times at once; expected one time for the batch."
+            )
+        ends = plan.reached[plan.ends_step]
+        correct = corrector.bind(denoiser, ends[ends > 0.0], cond)
+    return loop(script(plan), denoiser.bind(plan.bound, cond), plan, x, noise, correct)
+
+
+def script(plan: Plan) -> list[tuple[bool, bool, Any]]:
+    """For every row: does it evaluate, does it end a step, at which time does it arrive; host values."""
+    return list(zip(plan.evaluates.tolist(), plan.ends_step.tolist(), _lists(plan.reached), strict=True))
+
+
+def loop(
+    rows: list[tuple[bool, bool, Any]],
+    evaluate: Evaluate,
+    plan: Plan,
+    x: Any,
+    noise: Noise | None,
+    correct: Callable[[Any, int, Noise], Any] | None = None,
+) -> Iterator[State]:
+    """The loop itself, with everything that depends on the times alone already done."""
     advance = plan.begin(x, noise)
-    reached, ends, evaluates = _lists(plan.reached), plan.ends_step.tolist(), plan.evaluates.tolist()
-    newest, evaluation = None, 0
-    for i, (ends_step, evaluated) in enumerate(zip(ends, evaluates, strict=True)):
-        if evaluated:
+    newest, evaluation, step = None, 0, 0
+    for i, (evaluates, ends_step, reached) in enumerate(rows):
+        if evaluates:
             newest = evaluate(x, evaluation)
             evaluation += 1
-        x = advance(x, newest if evaluated else None, i)
+        x = advance(x, newest if evaluates else None, i)
         if ends_step:
-            yield State(reached[i], x, newest)
+            if correct is not None and noise is not None and reached > 0.0:
+                x = correct(x, step, noise)
+                step += 1
+            yield State(reached, x, newest)
 
 
 def _lists(reached: Any) -> list[Any]:

@@ -58,7 +58,7 @@ def process_of(denoiser: Denoiser) -> Gaussian:
 def ddim_coefficients(schedule: Schedule, t: Times, s: Times) -> tuple[Times, Times]:
     """``(a, b)`` of the step ``x_s = alpha_s x0_hat + sigma_s eps_hat = a x_t + b x0_hat``.
 
-    ``a = sigma_s / sigma_t``, ``b = alpha_s - a alpha_t``; (1, 0) exactly where ``s = t``, also where there is no noise.
+    ``a = sigma_s / sigma_t``, ``b = alpha_s - a alpha_t``; exactly (1, 0) where ``s = t``, even without noise.
 
     The row of `solvers.ddim`, without the checks of a table, which would wait for the device in every training step.
 

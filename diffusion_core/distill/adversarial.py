@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -55,11 +56,11 @@ class Criterion:
 
 
 NON_SATURATING = Criterion(lambda logit: softplus(-logit), softplus, lambda logit: softplus(-logit))
-"""``-log D``, ``-log(1 - D)``, ``-log D`` with ``D = sigmoid(logit)``. Source: Goodfellow et al. 2014 (arXiv 1406.2661)."""
+"""``-log D``, ``-log(1 - D)``, ``-log D``; ``D = sigmoid(logit)``. Source: Goodfellow et al. 2014 (arXiv 1406.2661)."""
 
 HINGE = Criterion(lambda logit: relu(1.0 - logit), lambda logit: relu(1.0 + logit), torch.neg)
-"""``max(0, 1 - logit)``, ``max(0, 1 + logit)``, ``-logit``. Source: Lim & Ye 2017 (arXiv 1705.02894); used by adversarial
-diffusion distillation, Sauer et al. 2023, section 3.2 (arXiv 2311.17042)."""
+"""``max(0, 1 - logit)``, ``max(0, 1 + logit)``, ``-logit``. Source: Lim & Ye 2017 (arXiv 1705.02894); the criterion of
+adversarial diffusion distillation, Sauer et al. 2023 (arXiv 2311.17042)."""
 
 
 def posterior_sample(
@@ -84,7 +85,7 @@ def denoising_duel(
     pairs: Pairs,
     latent: int,
 ) -> Duel:
-    """Real: ``x_s ~ q(x_s | x0)``, ``x_t ~ q(x_t | x_s)``. Fake: ``x_s ~ q(x_s | x_t, G(x_t, z, t))``, of the same ``x_t``.
+    """Real: ``x_s ~ q(x_s | x0)``, ``x_t ~ q(x_t | x_s)``. Fake, from that x_t: ``x_s ~ q(x_s | x_t, G(x_t, z, t))``.
 
     Args:
         generator: random through z, so that it can answer one ``x_t`` with several x0.
@@ -95,7 +96,7 @@ def denoising_duel(
         pairs: the generator's steps, such as `grid_pairs` of a grid of four.
         latent: size of z.
 
-    Source: Xiao et al. 2022, section 3.2, eq. 4 and 6 (arXiv 2112.07804).
+    Source: Xiao et al. 2022, section 3.2 (arXiv 2112.07804).
     """
     process = Gaussian(schedule)
     t, s = pairs(draws, x0.shape[0])
@@ -130,7 +131,7 @@ def teaching_duel(
     Raises:
         WorkbenchError: the grid does not split into jumps of this many steps.
 
-    Source: Lin et al. 2024, section 3.2 (arXiv 2402.13929).
+    Source: Lin et al. 2024 (arXiv 2402.13929).
     """
     n = len(grid) - 1
     if steps < 1 or n % steps:
@@ -142,7 +143,7 @@ def teaching_duel(
     x_t = process_of(student).corrupt(x0, t, draws.normal(x0.shape, x0.dtype))
     real = x_t
     with torch.no_grad():
-        for here, there in zip(times[:-1], times[1:], strict=True):
+        for here, there in pairwise(times):
             real = jump(schedule, real, estimate(teacher, real, here, cond), here, there)
     return Duel(real, jump(schedule, x_t, student.x0_hat(x_t, t, cond), t, s), x_t, s, t)
 
@@ -154,7 +155,7 @@ def generator_loss(
 
     The gradient reaches the discriminator, too: step the generator's parameters only.
 
-    Source: Xiao et al. 2022, section 3.1 (arXiv 2112.07804).
+    Source: Xiao et al. 2022, section 3.2 (arXiv 2112.07804).
     """
     return _mean(criterion.generator(discriminator(duel.fake, duel.x_t, duel.s, duel.t, cond)))
 
@@ -178,7 +179,7 @@ def discriminator_loss(
     Returns:
         (batch,) one loss per sample.
 
-    Source: Xiao et al. 2022, eq. 4 and appendix C (arXiv 2112.07804).
+    Source: Xiao et al. 2022, section 3.2 (arXiv 2112.07804).
     """
     on_fake = criterion.fake(discriminator(duel.fake.detach(), duel.x_t, duel.s, duel.t, cond))
     if r1_weight == 0.0:
@@ -195,7 +196,7 @@ def r1(logits: Float[Tensor, "batch ..."], real: Float[Tensor, "batch ..."]) -> 
         logits: of ``real``, computed with a gradient.
         real: requires a gradient. Each sample's logits must depend on that sample alone (no batch normalisation).
 
-    Source: Mescheder et al. 2018, eq. 9 (arXiv 1801.04406).
+    Source: Mescheder et al. 2018 (arXiv 1801.04406).
     """
     (slope,) = torch.autograd.grad(_mean(logits).sum(), real, create_graph=True)
     return (slope**2).flatten(1).sum(1)

@@ -8,7 +8,7 @@ is here one DDIM step from ``t`` to ``t_min`` with the network's x0_hat, whateve
 the boundary holds exactly because a step to where one stands is none. So one-step sampling is `solvers.ddim` on the
 grid ``(t_max, t_min)`` and several steps are `solvers.consistency`.
 
-Song et al. 2023 (arXiv 2303.01469), appendix C, shift EDM's coefficients by t_min instead, which is another function
+Song et al. 2023 (arXiv 2303.01469) shift EDM's coefficients by t_min instead, which is another function
 with the same boundary, for one schedule and one kind of output.
 """
 
@@ -128,14 +128,14 @@ def doubling_steps(step: int, total: int, first: int = 10, last: int = 1280) -> 
 def discretisation(
     schedule: Schedule, n: int, start: float, t_min: float, rho: float = 7.0
 ) -> Float64[Tensor, " n_plus_1"]:
-    """`grid.karras` of ``n`` steps from ``start`` to ``t_min``, at which it ends: the boundary is there and not at 0."""
+    """`grid.karras` of ``n`` steps from ``start`` to ``t_min``, the last: the boundary is there, not at 0."""
     return karras(schedule, n + 1, start, t_min, rho)[:-1]
 
 
 def ddim_step(teacher: Denoiser) -> Solve:
     """The teacher's flow by one DDIM step: first order. A guided teacher gives latent consistency distillation.
 
-    Source: Luo et al. 2023, section 4 (arXiv 2310.04378).
+    Source: Luo et al. 2023 (arXiv 2310.04378).
     """
     schedule = process_of(teacher).schedule
     return lambda x_t, t, s, cond: jump(schedule, x_t, estimate(teacher, x_t, t, cond), t, s)
@@ -147,7 +147,7 @@ def heun_step(teacher: Denoiser) -> Solve:
     ``x_s = a x_t + b (x0_hat_t + x0_hat_s) / 2``: the trapezoid in ``alpha / sigma``, the variable in which the flow
     of ``x / sigma`` is the integral of x0_hat. Song et al. 2023 use Heun's method in ``sigma / alpha``, of equal order.
 
-    Source: Song et al. 2023, section 4 (arXiv 2303.01469).
+    Source: Song et al. 2023 (arXiv 2303.01469).
     """
     schedule = process_of(teacher).schedule
 
@@ -252,9 +252,9 @@ def continuous_consistency(
 ) -> Float[Tensor, " batch"]:
     """The limit of infinitely many steps: ``|F - stop(F + g / (|g| + c))|^2``, averaged over all axes but the batch.
 
-    ``g = -sign(c_out) alpha_t df/dt`` with ``df/dt`` the derivative of ``f(x_t, t)`` along the flow, in one forward-mode
-    product: for ``f`` to stop changing, F moves against it. For v-prediction on ``alpha = cos, sigma = sin`` this is the
-    paper's tangent with its weight ``1 / tan``, up to the units of time, which only ``c`` feels.
+    ``g = -sign(c_out) alpha_t df/dt`` with ``df/dt`` the derivative of ``f(x_t, t)`` along the flow, one
+    forward-mode product: for ``f`` to stop changing, F moves against it. For v-prediction on ``alpha = cos, sigma =
+    sin`` this is the paper's tangent with its weight ``1 / tan``, up to the units of time, which only ``c`` feels.
 
     Args:
         student: its network must allow forward-mode derivatives.
@@ -269,7 +269,7 @@ def continuous_consistency(
     Returns:
         (batch,) one loss per sample.
 
-    Source: Lu & Song 2024, section 4 (arXiv 2410.11081); without its adaptive weight and its warm-up of the tangent.
+    Source: Lu & Song 2024 (arXiv 2410.11081); without its adaptive weight and its warm-up of the tangent.
     """
     schedule = student.schedule
     t = times(draws, x0.shape[0])
@@ -285,7 +285,7 @@ def continuous_consistency(
         return consistency_function(student, x, at, cond, t_min)
 
     with torch.no_grad():
-        _, change = torch.func.jvp(jumped, (x_t, t), (velocity, torch.ones_like(t)))
+        change = torch.func.jvp(jumped, (x_t, t), (velocity, torch.ones_like(t)))[1]
         _, c_out = boundary_coefficients(student.prediction, schedule, t, t_min)
         tangent = align(-c_out.sign() * schedule.alpha(t), x_t) * change
         length = align(torch.linalg.vector_norm(tangent.flatten(1), dim=1), x_t)

@@ -29,7 +29,7 @@ def unit_error(schedule: Schedule, t: Times, x: Tensor, x0_hat: Tensor) -> Tenso
     The paper's weight ``sigma_t^2 / alpha_t`` over that mean, times the gradient ``alpha_t (s_fake - s_real)``, is this
     weight times the difference of the estimates of x0: every factor of alpha and sigma cancels.
 
-    Source: Yin et al. 2024, eq. 8 (arXiv 2311.18828).
+    Source: Yin et al. 2024, section 3.2 (arXiv 2311.18828).
     """
     return 1.0 / (x - x0_hat).abs().flatten(1).mean(1)
 
@@ -57,7 +57,7 @@ def matching_loss(
     Returns:
         (batch,) one loss per sample; its value is no measure of the divergence.
 
-    Source: Yin et al. 2024, eq. 7 (arXiv 2311.18828).
+    Source: Yin et al. 2024, section 3.2 (arXiv 2311.18828).
     """
     return vsd(x, cond, real, fake, draws, times, weighting)
 
@@ -72,7 +72,7 @@ def fake_loss(
 ) -> Float[Tensor, " batch"]:
     """`loss.denoising_loss` on the generator's samples, which receive no gradient.
 
-    Source: Yin et al. 2024, eq. 6 (arXiv 2311.18828).
+    Source: Yin et al. 2024, section 3.2 (arXiv 2311.18828).
     """
     return denoising_loss(fake, x.detach(), cond, draws, times, weighting)
 
@@ -97,7 +97,7 @@ def simulated(
         draws: random numbers of this step.
         grid: (n,) falling; the times at which the student is evaluated, so the last one is not 0.
 
-    Source: Yin et al. 2024, section 4.4 (arXiv 2405.14867).
+    Source: Yin et al. 2024 (arXiv 2405.14867).
     """
     process = process_of(student)
     batch = noise.shape[0]

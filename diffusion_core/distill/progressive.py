@@ -62,7 +62,7 @@ def progressive_target(
         t, middle, s: (batch,) float64, falling.
         cond: passed to the teacher.
 
-    Source: Salimans & Ho 2022, algorithm 2 and appendix G (arXiv 2202.00512).
+    Source: Salimans & Ho 2022, algorithm 2 (arXiv 2202.00512).
     """
     schedule = process_of(teacher).schedule
     _, b_1 = ddim_coefficients(schedule, t, middle)

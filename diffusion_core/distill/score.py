@@ -45,11 +45,12 @@ Reference = Callable[[Tensor, Tensor, Times, Tensor], Tensor]
 TrainingTimes = Callable[[Draws, int], Float64[Tensor, " batch"]]
 
 MIDDLE: TrainingTimes = partial(uniform_times, t_min=0.02, t_max=0.98)
-"""Away from both ends, as in Poole et al. 2022, section 3.2 (arXiv 2209.14988)."""
+"""Away from both ends, as in Poole et al. 2022, section 3 (arXiv 2209.14988)."""
 
 
 def noise_variance(schedule: Schedule, t: Times, x: Tensor, x0_hat: Tensor) -> Tensor:
-    """``alpha_t sigma_t``: weight ``sigma_t^2`` on the difference of eps. Source: Poole et al. 2022 (arXiv 2209.14988)."""
+    """``alpha_t sigma_t``: weight ``sigma_t^2`` on the difference of eps. Source: Poole et al. 2022, section 3
+    (arXiv 2209.14988)."""
     return schedule.alpha(t) * schedule.sigma(t)
 
 
@@ -107,7 +108,7 @@ def sds(
     times: TrainingTimes = MIDDLE,
     weighting: Weighting = noise_variance,
 ) -> Float[Tensor, " batch"]:
-    """Score distillation sampling: ``x - x0_hat``, that is ``(alpha_t / sigma_t)^-1 (eps_hat - eps)``.
+    """Score distillation sampling: ``x - x0_hat``, which is ``(sigma_t / alpha_t) (eps_hat - eps)``.
 
     It seeks modes: on Gaussian data the mean direction vanishes at the mean and nowhere else.
 
@@ -147,7 +148,7 @@ def csd(
     times: TrainingTimes = MIDDLE,
     weighting: Weighting = noise_variance,
 ) -> Float[Tensor, " batch"]:
-    """Classifier score distillation: ``x0_hat(uncond) - x0_hat(cond)``, what guidance adds to SDS for each unit of scale.
+    """Classifier score distillation: ``x0_hat(uncond) - x0_hat(cond)``, what guidance adds to SDS per unit of scale.
 
     Args:
         uncond: the condition that stands for none, as the denoiser understands it.

@@ -144,14 +144,23 @@ class Steps:
                 f"variational bound: got variance={self.variance!r} and {'no' if fraction is None else 'a'} fraction "
                 'from the denoiser; expected variance="learned" for a network with a variance_axis, and for no other.'
             )
-        small, large = (align(table.to(rows.device)[rows], x0) for table in self.log_variances)
+        last = rows == len(self) - 1
+        log_variance = self._log_variance(rows, x0, fraction)
+        small = align(self.log_variances[0].to(rows.device)[rows], x0)
         b = align(self._of_x0.to(rows.device)[rows], x0)
-        if fraction is None:
-            log_variance = (small if self.variance == "small" else large).expand_as(x0)
-        else:
-            log_variance = interpolated_log_variance(fraction, small, large)
         divergence = total(normal_kl(b * x0, small, b * x0_hat, log_variance))
-        return torch.where(rows == len(self) - 1, -total(self.decoder(x0, x0_hat, log_variance)), divergence)
+        # with the last row's variance everywhere: of other rows, whose decoder nobody asked for, a bin could have
+        # the probability 0, and a gradient of 0 times infinity
+        decoded = total(
+            self.decoder(x0, x0_hat, self._log_variance(torch.full_like(rows, len(self) - 1), x0, fraction))
+        )
+        return torch.where(last, -decoded, divergence)
+
+    def _log_variance(self, rows: Tensor, x0: Tensor, fraction: Tensor | None) -> Tensor:
+        small, large = (align(table.to(rows.device)[rows], x0) for table in self.log_variances)
+        if fraction is not None:
+            return interpolated_log_variance(fraction, small, large)
+        return (small if self.variance == "small" else large).expand_as(x0)
 
 
 @torch.no_grad()

@@ -15,10 +15,8 @@ Inversion is the same solver on the reversed grid; a warm start is a sliced grid
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -51,7 +49,7 @@ class Learned(NamedTuple):
     fraction: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table(Plan):
     """The coefficients of a sampler, float64.
 
@@ -77,6 +75,7 @@ class Table(Plan):
     ends_step: Bool[Tensor, " n"]
     evaluates: Bool[Tensor, " n"]
     noise_large: Float64[Tensor, "n *extra"] | None = None
+    rows: tuple[Row, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, values in (("x", self.x), ("estimate", self.estimate), ("noise", self.noise)):
@@ -89,14 +88,16 @@ class Table(Plan):
                     "a grid that does not start at a time without noise (an inversion starts at a small t > 0) and does "
                     "not end at one without signal."
                 )
+        # made here and not where it is first read, which may be inside a compiled loop
+        object.__setattr__(self, "rows", self._host_rows())
 
     @property
     def noisy(self) -> bool:
         return bool((self.noise != 0.0).any())
 
-    @cached_property
-    def rows(self) -> tuple[Row, ...]:
-        """The table row by row, as Python numbers; one time for all samples."""
+    def _host_rows(self) -> tuple[Row, ...]:
+        if self.times.ndim > 1:
+            return ()
 
         def terms(values: list[float]) -> tuple[tuple[int, float], ...]:
             return tuple((k, v) for k, v in enumerate(values) if v != 0.0)
@@ -109,19 +110,22 @@ class Table(Plan):
     def begin(self, x: Tensor, noise: Noise | None) -> Advance:
         if self.times.ndim > 1:
             return self._columns(x, noise)
-        older: deque[Tensor] = deque(maxlen=self.x.shape[1] - 1)
-        estimates: deque[Tensor] = deque(maxlen=self.estimate.shape[1])
+        # tuples, not queues: the loop must stay within what can be compiled as a whole
+        older: tuple[Tensor, ...] = ()
+        estimates: tuple[Tensor, ...] = ()
+        n_older, n_estimates = int(self.x.shape[1]) - 1, int(self.estimate.shape[1])
         rows, deviation = self.rows, self._deviation(x)
         # 0-dim tensors: a Python factor is wrapped into one at every call, which takes as long as the product itself
         newest = self.estimate[:, 0].to(torch.promote_types(x.dtype, torch.float32)).unbind()
 
         def advance(x: Tensor, estimate: Tensor | Learned | None, i: int) -> Tensor:
+            nonlocal older, estimates
             row = rows[i]
             if estimate is None:
                 new = torch.zeros_like(x)
             else:
                 x0_hat = estimate.x0_hat if isinstance(estimate, Learned) else estimate
-                estimates.appendleft(x0_hat)
+                estimates = (x0_hat, *estimates)[:n_estimates]
                 new = x0_hat * newest[i]
             for k, b in row.estimate:
                 new.add_(estimates[k], alpha=b)
@@ -133,15 +137,16 @@ class Table(Plan):
                     new.add_(z, alpha=row.noise)
                 else:
                     new.addcmul_(z, deviation(estimate, i))
-            older.appendleft(x)
+            older = (x, *older)[:n_older]
             return new
 
         return advance
 
     def _columns(self, x: Tensor, noise: Noise | None) -> Advance:
         # every coefficient is a tensor: one number for each sample or token
-        older: deque[Tensor] = deque(maxlen=self.x.shape[1] - 1)
-        estimates: deque[Tensor] = deque(maxlen=self.estimate.shape[1])
+        older: tuple[Tensor, ...] = ()
+        estimates: tuple[Tensor, ...] = ()
+        n_older, n_estimates = int(self.x.shape[1]) - 1, int(self.estimate.shape[1])
         of_x, of_estimate, of_noise = (
             [[align(c, x) for c in row.unbind()] for row in values.unbind()]
             for values in (self.x, self.estimate, self.noise[:, None])
@@ -149,17 +154,19 @@ class Table(Plan):
         deviation = self._deviation(x)
 
         def advance(x: Tensor, estimate: Tensor | Learned | None, i: int) -> Tensor:
+            nonlocal older, estimates
             new = of_x[i][0] * x
             for a, earlier in zip(of_x[i][1:], older, strict=False):
                 new = new + a * earlier
             if estimate is not None:
-                estimates.appendleft(estimate.x0_hat if isinstance(estimate, Learned) else estimate)
+                x0_hat = estimate.x0_hat if isinstance(estimate, Learned) else estimate
+                estimates = (x0_hat, *estimates)[:n_estimates]
             for b, earlier in zip(of_estimate[i], estimates, strict=False):
                 new = new + b * earlier
             if noise is not None:
                 z = noise.normal(new.shape, new.dtype, new.device)
                 new = new + (of_noise[i][0] if deviation is None else deviation(estimate, i)) * z
-            older.appendleft(x)
+            older = (x, *older)[:n_older]
             return new
 
         return advance

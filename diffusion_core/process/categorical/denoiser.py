@@ -24,6 +24,8 @@ class Classifier(nn.Module, Denoiser):
         process: the noising it is trained on.
     """
 
+    process: Categorical
+
     def __init__(self, network: nn.Module, process: Categorical) -> None:
         super().__init__()
         self.network = network

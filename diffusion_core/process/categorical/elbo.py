@@ -72,7 +72,7 @@ def rate_kl(process: Categorical, logits: Float[Tensor, "*x k"], x0: Tensor, x_t
 
         sum_{y != x_t}  r(y) - r_q(y) + r_q(y) log(r_q(y) / r(y))
 
-    Source: Campbell et al. 2022, proposition 2 (arXiv 2205.14987), with the reverse rates of the data put in.
+    Source: Campbell et al. 2022 (arXiv 2205.14987), with the reverse rates of the data put in.
     """
     from_data = process.kernel(t, torch.zeros_like(t))
     likelihood = from_data.column(x_t)[..., : process.classes]
@@ -91,7 +91,7 @@ def rate_kl(process: Categorical, logits: Float[Tensor, "*x k"], x0: Tensor, x_t
 def masked_weight(process: Absorbing, t: Times) -> Times:
     """``-alpha_t' / (1 - alpha_t)``: `rate_kl` of absorbing states is this times the cross-entropy.
 
-    Source: Sahoo et al. 2024, eq. 10 (arXiv 2406.07524); Shi et al. 2024, section 3 (arXiv 2406.04329).
+    Source: Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Shi et al. 2024 (MD4, arXiv 2406.04329).
     """
     return -process.schedule.d_alpha(t) / (1.0 - process.schedule.alpha(t))
 
@@ -115,7 +115,7 @@ def continuous_loss(
     Returns:
         (batch,) nats per sample.
     """
-    process: Categorical = denoiser.process
+    process = denoiser.process
     # t = 0 is drawn once in 2^53, but there nothing is noised and the weight is infinite
     t = 1.0 - times(draws, x0.shape[0]).clamp(max=1.0 - 1e-9)
     x_t = process.corrupt(x0, t, process.noise(x0, draws))
@@ -135,7 +135,7 @@ def hybrid_loss(
 
     Source: Austin et al. 2021, eq. 5 (arXiv 2107.03006); there the first term is averaged over steps, not summed.
     """
-    process: Categorical = denoiser.process
+    process = denoiser.process
     t = uniform_times(draws, x0.shape[0], n_train=n)
     x_t = process.corrupt(x0, t, process.noise(x0, draws))
     logits = denoiser(x_t, t, cond)

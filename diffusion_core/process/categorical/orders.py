@@ -74,8 +74,8 @@ def order_agnostic_nll(
 
     It bounds ``-log p(x0)`` of the mixture of all orders, and is the continuous-time bound of the diffusion.
     """
-    flat = x0.flatten(1)
-    nll = [order_nll(denoiser, x0, random_orders(*flat.shape, source), cond) for _ in range(orders)]
+    batch, entries = x0.flatten(1).shape
+    nll = [order_nll(denoiser, x0, random_orders(batch, entries, source), cond) for _ in range(orders)]
     return torch.stack(nll).mean(0)
 
 
@@ -101,7 +101,7 @@ def order_agnostic_loss(denoiser: Classifier, x0: Int64[Tensor, "batch ..."], co
 def _absorbing(denoiser: Denoiser) -> Absorbing:
     if not isinstance(denoiser.process, Absorbing):
         raise WorkbenchError(
-            f"order-agnostic likelihood: got a denoiser of {denoiser.process}; expected one of an Absorbing process, whose "
-            "states say which entries are known."
+            f"order-agnostic likelihood: got a denoiser of {denoiser.process}; expected one of an Absorbing process, "
+            "whose states say which entries are known."
         )
     return denoiser.process

@@ -57,8 +57,11 @@ class Categorical(Process):
         return self.kernel(t, torch.zeros_like(t)).draw(x0, noise)
 
     def prior(self, noise: Tensor, t: float = 1.0, exponent: float = 1.0) -> Tensor:
-        """A draw of `prior_probabilities`, whatever the ``exponent``: `combine` gives the estimate of the noised product
-        and not of a product of noised densities, and the former starts where every process of this kind starts."""
+        """A draw of `prior_probabilities`, whatever the ``exponent``.
+
+        `combine` gives the estimate of the noised product, not of a product of noised densities, and the noised product
+        ends where every process of this kind ends.
+        """
         return inverse_cdf(self.prior_probabilities(t).to(noise.device), noise)
 
     def prior_probabilities(self, t: float = 1.0) -> Float64[Tensor, " s"]:
@@ -110,7 +113,7 @@ class Categorical(Process):
         return lambda x, logits, i: logits.double().softmax(-1)
 
     def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, int], Tensor]:
-        """``log p(x0 = k | x_t) + gradient_k``: the estimate times ``exp(f)``, with f taken linear in the probabilities.
+        """``log p(x0 = k | x_t) + gradient_k``: the estimate times ``exp(f)``, f taken linear in the probabilities.
 
         Exact for a cost that is a sum over entries, of data with independent entries.
 
