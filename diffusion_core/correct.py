@@ -1,8 +1,8 @@
 """Correctors: Markov chains that make a sample at time t one of the density that its denoiser stands for.
 
-A sampler with the score of ``pi_t = prod_k p_k,t^w_k`` does not arrive at ``pi_t``: the noised product is another
-density. A corrector has ``pi_t`` as its stationary law, so some of its steps after every step of the sampler remove
-what that step did wrong. Each proposal is a step of Langevin or Hamiltonian dynamics,
+A sampler with the score of ``pi_t = prod_k p_k,t^w_k`` does not arrive at ``pi_s``: the noised product is another
+density. A corrector has ``pi_s`` as its stationary law, so some of its steps after every step of the sampler remove
+what that step did wrong. A proposal is a step of Langevin dynamics,
 
     x' = x + h s(x) + sqrt(2 h) z,        h = step sigma_t^2,        s = grad log pi_t = (alpha x0_hat - x) / sigma_t^2.
 
@@ -19,8 +19,7 @@ Source: Du et al. 2023, "Reduce, Reuse, Recycle", section 4 and appendix (arXiv 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +33,8 @@ from diffusion_core.experts import Product, Union
 from diffusion_core.experts.factors import has_log_density, log_density
 from diffusion_core.noise import Noise
 from diffusion_core.process.gaussian import Gaussian
+from diffusion_core.sample import Correct, Corrector
 from diffusion_core.solvers.table import Learned
-
-Correct = Callable[[Tensor, int, Noise], tuple[Tensor, Tensor]]
-"""``correct(x, i, noise) -> (x, accepted)``: at the i-th bound time; ``accepted`` (batch,) is the share of proposals."""
 
 LOBATTO: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     0: ((), (0.5,)),
@@ -47,41 +44,206 @@ LOBATTO: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """Gauss-Lobatto rules on [0, 1]: inner nodes; weight of each end, then of each inner node."""
 
 
-class Corrector(ABC):
-    """Some steps of a Markov chain at one time."""
-
-    @abstractmethod
-    def bind(self, denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any = None) -> Correct:
-        """Prepare corrections at ``times`` (n,), all > 0.
-
-        Raises:
-            WorkbenchError: the field is not Gaussian, has a time for each sample, or has no score at x_t.
-        """
-
-
 @dataclass(frozen=True)
-class Ula(Corrector):
-    """``n`` unadjusted Langevin steps: n evaluations; stationary variance of a unit Gaussian ``1 / (1 - step / 2)``.
+class Ula:
+    """``n`` unadjusted Langevin steps: n evaluations.
 
-    With ``h = step sigma^2`` and ``sigma^2 s = alpha x0_hat - x`` the proposal is linear in x and x0_hat::
+    As ``sigma^2 s = alpha x0_hat - x``, a step is linear in the sample and the estimate::
 
         x' = (1 - step) x + step alpha x0_hat + sqrt(2 step) sigma z
+
+    Where ``pi_t`` is a Gaussian of variance v it is stationary at ``v / (1 - step sigma^2 / (2 v))``.
     """
 
     n: int
     step: float
 
     def __post_init__(self) -> None:
-        _check(self.n, self.step)
+        _check_numbers(self, n=self.n, step=self.step)
 
     def bind(self, denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any = None) -> Correct:
-        pull = scaled_score(denoiser, times, cond)
-        sigmas = Gaussian.schedule_of(denoiser).sigma(times).tolist()
+        pull, sigmas = bind_pull(denoiser, times, cond)
+        n, step = self.n, self.step
 
         def correct(x: Tensor, i: int, noise: Noise) -> tuple[Tensor, Tensor]:
-            for _ in range(self.n):
+            for _ in range(n):
                 z = noise.normal(x.shape, x.dtype, x.device)
-                x = x.add(pull(x, i), alpha=self.step).add_(z, alpha=math.sqrt(2.0 * self.step) * sigmas[i])
+                x = x.add(pull(x, i), alpha=step).add_(z, alpha=math.sqrt(2.0 * step) * sigmas[i])
             return x, x.new_ones(x.shape[0])
 
         return correct
+
+
+@dataclass(frozen=True)
+class Hmc:
+    """``n`` trajectories of Hamiltonian dynamics, ``leapfrog`` steps each, accepted with the Metropolis probability.
+
+    In units in which the momentum p is standard normal, with ``length = sqrt(2 step)`` and ``g = sigma s``, a leapfrog
+    step is
+
+        p <- p + length/2 g(x);    x <- x + length sigma p;    p <- p + length/2 g(x)
+
+    and the end is accepted with probability ``min(1, exp(log pi(x') - log pi(x) + |p|^2/2 - |p'|^2/2))``.
+
+    Args:
+        n: trajectories.
+        step: of one leapfrog step, in units of sigma_t^2: the Langevin step with the same noise.
+        leapfrog: steps of a trajectory.
+        quadrature: None takes ``log pi(x') - log pi(x)`` from the denoiser's own log-density. A number k integrates the
+            score along the trajectory, with k evaluations inside of each leapfrog step, by the Gauss-Lobatto rule
+            that is exact for cubic (k = 1, Simpson) or quintic (k = 2) scores; k = 0, the trapezoid, costs nothing and
+            is exact for linear scores, Gaussian densities. The score must be a gradient.
+        persistence: share of the momentum that a trajectory inherits from the one before (0: none).
+
+    It costs ``n leapfrog (1 + k) + 1`` evaluations of the denoiser, and n + 1 of the log-density for None.
+
+    Source: Neal 2011, figure 2 and section 5.5.3 (arXiv 1206.1901); partial refreshment: Horowitz 1991.
+    """
+
+    n: int
+    step: float
+    leapfrog: int
+    quadrature: int | None = None
+    persistence: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, n=self.n, step=self.step, leapfrog=self.leapfrog)
+        if self.quadrature is not None and self.quadrature not in LOBATTO:
+            raise WorkbenchError(f"Hmc: got quadrature={self.quadrature}; expected None, 0, 1 or 2 inner nodes.")
+        if not 0.0 <= self.persistence < 1.0:
+            raise WorkbenchError(f"Hmc: got persistence={self.persistence}; expected a number in [0, 1).")
+
+    def bind(self, denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any = None) -> Correct:
+        pull, sigmas = bind_pull(denoiser, times, cond)
+        _check_conservative(denoiser, self)
+        of_x = None if self.quadrature is not None else log_density(denoiser, times, cond)
+        nodes, weights = LOBATTO[self.quadrature or 0]
+        n, leapfrog, length, persistence = self.n, self.leapfrog, math.sqrt(2.0 * self.step), self.persistence
+
+        def along(x: Tensor, move: Tensor, ends: Tensor, i: int) -> Tensor:
+            """``log pi(x + move) - log pi(x)``: the integral of the score; ``ends`` is g at one end plus the other."""
+            mean = ends * weights[0]
+            for node, weight in zip(nodes, weights[1:], strict=True):
+                mean = mean.add_(pull(x.add(move, alpha=node), i), alpha=weight / sigmas[i])
+            return _dot(mean, move) / sigmas[i]
+
+        def correct(x: Tensor, i: int, noise: Noise) -> tuple[Tensor, Tensor]:
+            g, p = pull(x, i) / sigmas[i], None
+            level = None if of_x is None else of_x(x, i)
+            accepted = x.new_zeros(x.shape[0])
+            for _ in range(n):
+                z = noise.normal(x.shape, x.dtype, x.device)
+                p = z if p is None or persistence == 0.0 else persistence * p + math.sqrt(1.0 - persistence**2) * z
+                x_end, p_end, g_end, gain = x, p, g, x.new_zeros(x.shape[0])
+                for _ in range(leapfrog):
+                    p_half = p_end.add(g_end, alpha=0.5 * length)
+                    move = p_half * (length * sigmas[i])
+                    start, ends = x_end, g_end
+                    x_end = start + move
+                    g_end = pull(x_end, i) / sigmas[i]
+                    p_end = p_half.add(g_end, alpha=0.5 * length)
+                    if of_x is None:
+                        gain = gain + along(start, move, ends + g_end, i)
+                if of_x is not None and level is not None:
+                    level_end = of_x(x_end, i)
+                    gain = level_end - level
+                gain = gain + kinetic(p) - kinetic(p_end)
+                yes = accepts(gain, noise.uniform((x.shape[0], 1), torch.float64, x.device)[:, 0])
+                if of_x is not None and level is not None:
+                    level = torch.where(yes, level_end, level)
+                accepted = accepted + yes
+                each = yes.reshape(-1, *[1] * (x.ndim - 1))
+                x, g = torch.where(each, x_end, x), torch.where(each, g_end, g)
+                # a refusal turns back: without the sign the chain with persistence would not be stationary
+                p = torch.where(each, p_end, -p)
+            return x, accepted / n
+
+        return correct
+
+
+@dataclass(frozen=True)
+class Mala:
+    """``n`` Metropolis-adjusted Langevin steps: `Hmc` with one leapfrog step, which is the same chain.
+
+    The leapfrog's ``x + length sigma (z + length/2 g)`` is the Langevin proposal, and its two kinetic energies are
+    minus the logarithms of the proposal's density forth and back.
+
+    Args:
+        n, step, quadrature: as in `Hmc`; n (1 + k) + 1 evaluations.
+
+    Source: Roberts & Tweedie 1996 (doi 10.2307/3318418).
+    """
+
+    n: int
+    step: float
+    quadrature: int | None = None
+
+    def __post_init__(self) -> None:
+        Hmc(self.n, self.step, 1, self.quadrature)
+
+    def bind(self, denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any = None) -> Correct:
+        return Hmc(self.n, self.step, 1, self.quadrature).bind(denoiser, times, cond)
+
+
+def bind_pull(
+    denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any
+) -> tuple[Callable[[Tensor, int], Tensor], list[float]]:
+    """``pull(x, i) = sigma^2 grad log pi(x) = alpha x0_hat - x``, and sigma, at each of ``times``.
+
+    Raises:
+        WorkbenchError: there is no such thing for this denoiser at these times.
+    """
+    process = denoiser.process
+    if not isinstance(process, Gaussian) or times.ndim != 1:
+        raise WorkbenchError(
+            f"corrector: got the process {process} and {'one time' if times.ndim == 1 else 'a time for each sample'}; "
+            "expected a Gaussian field with one time for all samples."
+        )
+    if bool((times <= 0.0).any()):
+        raise WorkbenchError("corrector: got a time t=0, where there is no noise to mix by; expected times > 0.")
+    parts = [part for part, _ in denoiser.denoisers] if isinstance(denoiser, Product) else [denoiser]
+    if any(isinstance(part, Union) and not has_log_density(part) for part in parts):
+        raise WorkbenchError(
+            "corrector: got a mixture whose shares come from the path of the sampler, which a corrector leaves; "
+            "expected parts with log-densities."
+        )
+    evaluate = denoiser.bind(times, cond)
+    alphas, sigmas = process.schedule.alpha(times).tolist(), process.schedule.sigma(times).tolist()
+
+    def pull(x: Tensor, i: int) -> Tensor:
+        estimate = evaluate(x, i)
+        x0_hat = estimate.x0_hat if isinstance(estimate, Learned) else estimate
+        return (x0_hat * alphas[i]).sub_(x)
+
+    return pull, sigmas
+
+
+def kinetic(p: Tensor) -> Tensor:
+    """``|p|^2 / 2`` of each sample."""
+    return 0.5 * _dot(p, p)
+
+
+def accepts(gain: Tensor, uniform: Tensor) -> Tensor:
+    """Whether each sample moves: with probability ``min(1, exp(gain))``; never where the gain is not a number."""
+    return uniform.log() < gain
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def _check_conservative(denoiser: Denoiser, corrector: Corrector) -> None:
+    if isinstance(denoiser, Product) and denoiser.known:
+        raise WorkbenchError(
+            f"{type(corrector).__name__}: got Known values, whose score is no gradient, so that there is no density to "
+            "accept by; expected Ula."
+        )
+
+
+def _check_numbers(corrector: Corrector, step: float, **counts: int) -> None:
+    if step <= 0.0 or min(counts.values()) < 1:
+        got = ", ".join(f"{name}={count}" for name, count in counts.items())
+        raise WorkbenchError(
+            f"{type(corrector).__name__}: got step={step}, {got}; expected a step > 0 (in units of sigma_t^2) and "
+            "counts of at least 1."
+        )

@@ -2,7 +2,8 @@
 
 A grid is a float64 tensor of strictly falling times ``(n + 1,)``: n steps from ``grid[0]`` (noise) to
 ``grid[-1]`` (data). Its endpoints are data, not flags: to end at a clean sample the last entry is 0; to
-start in the middle (warm start, SDEdit) slice it; to invert a solver reverse it.
+start in the middle (warm start, SDEdit) slice it; to invert a solver reverse it. A grid with more axes gives every
+sample or token its own times; one may stand still for a while, if none turns.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.schedule import Schedule, Times
 
-Grid = Float64[Tensor, " n_plus_1"]
+Grid = Float64[Tensor, "n_plus_1 *extra"]
 
 
 def uniform(n: int, start: float = 1.0, end: float = 0.0) -> Grid:
@@ -87,14 +88,17 @@ def leading(n_train: int, n: int) -> Grid:
 
 
 def check_grid(grid: Grid) -> None:
-    """Refuse what no solver can use: fewer than two times, times outside [0, 1], repeats, turns.
+    """Refuse what no solver can use: fewer than two times, times outside [0, 1], turns; repeats of the only time.
 
     Raises:
         WorkbenchError: the grid is not strictly monotone inside [0, 1].
     """
     differences = grid.diff()
-    strictly = bool((differences < 0).all() or (differences > 0).all())
-    if grid.ndim != 1 or len(grid) < 2 or not strictly or grid.min() < 0.0 or grid.max() > 1.0:
+    if grid.ndim > 1:
+        monotone = bool((differences <= 0).all() or (differences >= 0).all())
+    else:
+        monotone = bool((differences < 0).all() or (differences > 0).all())
+    if grid.ndim < 1 or len(grid) < 2 or not monotone or grid.min() < 0.0 or grid.max() > 1.0:
         raise WorkbenchError(
             f"grid: got {[round(v, 6) for v in grid.flatten().tolist()][:12]}; expected at least two times in [0, 1], "
             "strictly falling (sampling) or strictly rising (inversion)."

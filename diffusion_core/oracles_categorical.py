@@ -34,8 +34,8 @@ class CategoricalTable(Denoiser):
         k = self.process.classes
         if set(self.table.shape) != {k} or (self.table < 0.0).any() or abs(float(self.table.sum()) - 1.0) > 1e-9:
             raise WorkbenchError(
-                f"categorical table: got shape {list(self.table.shape)} with sum {float(self.table.sum()):.6g}; expected "
-                f"{k} classes on every axis and probabilities that sum to 1."
+                f"categorical table: got shape {list(self.table.shape)} with sum {float(self.table.sum()):.6g}; "
+                f"expected {k} classes on every axis and probabilities that sum to 1."
             )
 
     @cached_property
@@ -48,7 +48,11 @@ class CategoricalTable(Denoiser):
         kernels, indicator = self._kernels(times), one_hot(self.outcomes, self.process.classes)
 
         def evaluate(x: Tensor, i: int) -> Tensor:
-            posterior = self._log_joint(kernels[i], x).softmax(1)
+            likelihood = self._likelihood(kernels[i], x)
+            # a class given where no data is left, at t = 1, is known: the limit from smaller times
+            reached = (likelihood > 0.0).any(-1, keepdim=True)
+            likelihood = torch.where(reached, likelihood, one_hot(x, self.process.classes))
+            posterior = self._log_joint(likelihood).softmax(1)
             return torch.einsum("bm,mdk->bdk", posterior, indicator).log()
 
         return evaluate
@@ -58,7 +62,7 @@ class CategoricalTable(Denoiser):
     ) -> Callable[[Int64[Tensor, "batch d"], int], Float64[Tensor, " batch"]]:
         """``log p_t(x)`` at the i-th of ``times``, in nats."""
         kernels = self._kernels(times)
-        return lambda x, i: self._log_joint(kernels[i], x).logsumexp(1)
+        return lambda x, i: self._log_joint(self._likelihood(kernels[i], x)).logsumexp(1)
 
     def log_density(self, x: Int64[Tensor, "batch d"], t: float) -> Float64[Tensor, " batch"]:
         """``log p_t(x)`` in nats."""
@@ -75,8 +79,10 @@ class CategoricalTable(Denoiser):
     def _kernels(self, times: Tensor) -> list[Kernel]:
         return [self.process.kernel(t, torch.zeros_like(t)) for t in times]
 
-    def _log_joint(self, from_data: Kernel, x: Tensor) -> Float64[Tensor, "batch m"]:
+    def _likelihood(self, from_data: Kernel, x: Tensor) -> Float64[Tensor, "batch d k"]:
+        return from_data.column(x)[..., : self.process.classes]
+
+    def _log_joint(self, likelihood: Float64[Tensor, "batch d k"]) -> Float64[Tensor, "batch m"]:
         """``log p(x0) q(x_t | x0)`` for all x0."""
-        log_likelihood = from_data.column(x)[..., : self.process.classes].log()
         entries = torch.arange(self.table.ndim)
-        return self.table.flatten().log() + log_likelihood[:, entries, self.outcomes].sum(-1)
+        return self.table.flatten().log() + likelihood.log()[:, entries, self.outcomes].sum(-1)

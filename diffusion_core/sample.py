@@ -17,20 +17,26 @@ from diffusion_core.plan import Plan
 class State(NamedTuple):
     """One point of a trajectory: the sample at time ``t`` and the newest estimate when it was reached.
 
-    For a state of several fields all three are dicts; for per-sample times ``t`` is nested lists.
+    For a state of several fields all three are dicts; for per-sample times ``t`` is nested lists. ``accepted``
+    (batch,) is the share of the corrector's proposals that were accepted before ``x``; None without a corrector.
     """
 
     t: Any
     x: Any
     estimate: Any
+    accepted: Tensor | None = None
+
+
+Correct = Callable[[Any, int, Noise], tuple[Any, Tensor]]
+"""``correct(x, i, noise) -> (x, accepted)`` at the i-th bound time; ``accepted`` (batch,) is a share in [0, 1]."""
 
 
 @runtime_checkable
 class Corrector(Protocol):
     """Moves a sample at constant time towards the density there: see ``diffusion_core.correct``."""
 
-    def bind(self, denoiser: Denoiser, times: Tensor, cond: Any = None) -> Callable[[Any, int, Noise], Any]:
-        """``correct(x, i, noise) -> x`` at the i-th of ``times`` (n,)."""
+    def bind(self, denoiser: Denoiser, times: Tensor, cond: Any = None) -> Correct:
+        """Prepare corrections at ``times`` (n,), all > 0."""
         ...
 
 
@@ -112,21 +118,24 @@ def loop(
     plan: Plan,
     x: Any,
     noise: Noise | None,
-    correct: Callable[[Any, int, Noise], Any] | None = None,
+    correct: Correct | None = None,
 ) -> Iterator[State]:
     """The loop itself, with everything that depends on the times alone already done."""
     advance = plan.begin(x, noise)
-    newest, evaluation, step = None, 0, 0
+    newest, accepted, evaluation, step = None, None, 0, 0
     for i, (evaluates, ends_step, reached) in enumerate(rows):
         if evaluates:
             newest = evaluate(x, evaluation)
             evaluation += 1
         x = advance(x, newest if evaluates else None, i)
         if ends_step:
-            if correct is not None and noise is not None and reached > 0.0:
-                x = correct(x, step, noise)
-                step += 1
-            yield State(reached, x, newest)
+            if correct is not None and noise is not None:
+                accepted = None
+                # at t = 0 there is no noise left to move in
+                if reached > 0.0:
+                    x, accepted = correct(x, step, noise)
+                    step += 1
+            yield State(reached, x, newest, accepted)
 
 
 def _lists(reached: Any) -> list[Any]:

@@ -23,15 +23,15 @@ from diffusion_core.loss import Weighting as PredictionWeighting
 from diffusion_core.schedule import Schedule, Times
 
 
-def unit_error(schedule: Schedule, t: Times, x: Tensor, x0_hat: Tensor) -> Tensor:
-    """``1 / mean |x - x0_hat|``: makes the directions of all noise levels equally long.
+def alike(schedule: Schedule, t: Times, x: Tensor, x0_hat: Tensor) -> Tensor:
+    """``alpha_t / mean |x - x0_hat|``: makes the directions of all noise levels about equally long.
 
-    The paper's weight ``sigma_t^2 / alpha_t`` over that mean, times the gradient ``alpha_t (s_fake - s_real)``, is this
-    weight times the difference of the estimates of x0: every factor of alpha and sigma cancels.
+    It is the paper's ``w_t = sigma_t^2 / (alpha_t mean |x - x0_hat|)`` for the gradient ``w_t alpha_t (s_fake - s_real)``,
+    since a difference of scores is ``alpha_t / sigma_t^2`` times that of the estimates of x0.
 
     Source: Yin et al. 2024, section 3.2 (arXiv 2311.18828).
     """
-    return 1.0 / (x - x0_hat).abs().flatten(1).mean(1)
+    return schedule.alpha(t).to(x) / (x - x0_hat).abs().flatten(1).mean(1)
 
 
 def matching_loss(
@@ -41,7 +41,7 @@ def matching_loss(
     fake: Denoiser,
     draws: Draws,
     times: TrainingTimes = MIDDLE,
-    weighting: Weighting = unit_error,
+    weighting: Weighting = alike,
 ) -> Float[Tensor, " batch"]:
     """The generator's loss: `score.vsd` under the papers' weight.
 

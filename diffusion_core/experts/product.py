@@ -87,8 +87,8 @@ class Product(Denoiser):
 
     def _combined(self, times: Any, cond: Any) -> Evaluate:
         """The product of the denoisers: for every set of active ones a bound group, for every time its group."""
-        clock = _clock(times)
-        leaves, weights = _merged(self.denoisers, clock, cond)
+        process, clock = self.process, _clock(times)
+        leaves, weights = merged(self.denoisers, clock, cond)
         active = (weights != 0.0).flatten(2).any(2) if weights.ndim > 2 else weights != 0.0
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for i, row in enumerate(active.tolist()):
@@ -102,7 +102,7 @@ class Product(Denoiser):
                 )
             of_rows = _rows(times, rows)
             evaluate_all = batched([leaves[k] for k in members], of_rows)
-            combined = self.process.combine(weights[rows][:, list(members)], of_rows)
+            combined = process.combine(weights[rows][:, list(members)], of_rows)
             group = _group(evaluate_all, combined)
             for j, i in enumerate(rows):
                 bound[i] = (group, j)
@@ -224,7 +224,7 @@ def _times(a: Strength, b: Strength) -> Strength:
 
 def strength_at(strength: Strength, clock: Times) -> Times:
     """An exponent at every time of ``clock``."""
-    return strength(clock) if callable(strength) else torch.full_like(clock, strength)
+    return strength(clock).to(clock) if callable(strength) else torch.full_like(clock, strength)
 
 
 def _clock(times: Any) -> Times:
@@ -235,7 +235,7 @@ def _rows(times: Any, rows: list[int]) -> Any:
     return {name: t[rows] for name, t in times.items()} if isinstance(times, dict) else times[rows]
 
 
-def _merged(
+def merged(
     denoisers: Sequence[tuple[Denoiser, Strength]], clock: Times, cond: Any
 ) -> tuple[list[tuple[Denoiser, Any]], Tensor]:
     """The different (denoiser, condition) pairs, and their summed exponents (n, K, *extra)."""

@@ -98,6 +98,19 @@ class Steps:
     def __len__(self) -> int:
         return len(self.grid) - 1
 
+    def require_schedule_of(self, denoiser: Denoiser) -> None:
+        """Refuse a denoiser of another schedule: at the same time it expects another amount of noise.
+
+        Raises:
+            WorkbenchError: the schedules differ.
+        """
+        schedule = schedule_of(denoiser)
+        if schedule is not self.schedule and schedule != self.schedule:
+            raise WorkbenchError(
+                f"variational bound: got steps under {self.schedule} and a denoiser under {schedule}; expected the same "
+                "schedule: build Steps with the denoiser's."
+            )
+
     @property
     def times(self) -> Times:
         """(n,) time at which row i finds its sample."""
@@ -108,7 +121,8 @@ class Steps:
         """Logarithms (n,) of the small and the large variance of each row.
 
         The posterior of the last step, to t = 0, has variance 0. As in the paper's code the small variance of that
-        row is the one of the row before (of a single row: the large one).
+        row is the one of the row before (of a single row: the large one). On a grid whose last steps shrink in
+        proportion to t (uniform in log-SNR, Karras) that is far too small for the decoder: take "large" there.
         """
         process = Gaussian(self.schedule)
         t, s = falling_pairs(self.grid)
@@ -182,6 +196,7 @@ def variational_bound(
 
     Source: Ho et al. 2020, eq. 5 (arXiv 2006.11239).
     """
+    steps.require_schedule_of(denoiser)
     if steps.variance == "learned" and isinstance(denoiser, NetworkDenoiser):
         denoiser = denoiser.with_variance()
     evaluate = denoiser.bind(steps.times, cond)
@@ -309,8 +324,8 @@ def hybrid_loss(
 ) -> Float[Tensor, " batch"]:
     """``simple + vlb_weight vlb``, where the bound teaches the variance alone: its gradient stops at the mean.
 
-    Args: as `vlb_loss`, and
-
+    Args:
+        denoiser, steps, x0, cond, draws, rows: as for `vlb_loss`.
         vlb_weight: weight of the bound in nats per element (the paper's code counts bits: its 0.001 is 0.0014 here).
 
     Source: Nichol & Dhariwal 2021, eq. 16 (arXiv 2102.09672).
@@ -323,6 +338,7 @@ def _losses(
     denoiser: NetworkDenoiser, steps: Steps, x0: Tensor, cond: Any, draws: Draws, rows: Rows, stop_mean: bool
 ) -> tuple[Tensor, Tensor]:
     """The simple loss and the bound's, from one evaluation at the same times and noise."""
+    steps.require_schedule_of(denoiser)
     batch, n = x0.shape[0], len(steps)
     chosen, probability = rows(draws, batch, n)
     t = steps.times.to(chosen.device)[chosen]

@@ -18,7 +18,8 @@ def bits_per_dim(nats: Tensor, n_dims: int, bin_width: float = 1.0) -> Tensor:
 
     A probability of discrete data (`discretised`) has ``bin_width=1``. A density does not count bits: it becomes a
     (bound on a) probability of the bin, ``log P = log p + n_dims log bin_width``, if x0 was dequantised, that is
-    spread evenly over its bin. 256 levels scaled to [-1, 1] have ``bin_width = 2 / 256``, which adds 7 bits.
+    spread evenly over its bin: ``(k + u) / 256`` with u in [0, 1), scaled to [-1, 1], has ``bin_width = 2 / 256``,
+    which adds 7 bits.
     Without dequantisation a density on discrete data is unbounded and its bits mean nothing.
 
     Source: Theis et al. 2016, section 3.1 (arXiv 1511.01844).

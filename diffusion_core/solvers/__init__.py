@@ -1,6 +1,16 @@
 """Solvers: pure functions ``(schedule, grid) -> Table``. The tree by what a step costs and remembers."""
 
-from diffusion_core.solvers.multistep import dpm_solver_pp_2m
+from diffusion_core.solvers.multistep import (
+    deis,
+    dpm_solver_2m,
+    dpm_solver_3m,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_2m_sde,
+    dpm_solver_pp_3m,
+    dpm_solver_pp_3m_sde,
+    lms,
+)
+from diffusion_core.solvers.predictor_corrector import sa_solver, unipc
 from diffusion_core.solvers.single import consistency, ddim, ddpm, euler, flow_coefficients
 from diffusion_core.solvers.staged import heun
 from diffusion_core.solvers.table import Learned, Row, Solver, Table
@@ -13,8 +23,17 @@ __all__ = [
     "consistency",
     "ddim",
     "ddpm",
+    "deis",
+    "dpm_solver_2m",
+    "dpm_solver_3m",
     "dpm_solver_pp_2m",
+    "dpm_solver_pp_2m_sde",
+    "dpm_solver_pp_3m",
+    "dpm_solver_pp_3m_sde",
     "euler",
     "flow_coefficients",
     "heun",
+    "lms",
+    "sa_solver",
+    "unipc",
 ]

@@ -23,9 +23,13 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from diffusion_core.errors import WorkbenchError
 from diffusion_core.grid import Grid
 from diffusion_core.schedule import Schedule, Times
 from diffusion_core.solvers.table import Table, falling_pairs, pairs, single_step
+
+WarmUp = Literal["staged", "published"]
+"""How a solver of high order starts: `Integral.staged`, or with a first-order step as the papers' codes do."""
 
 # exact for polynomials of degree 47: exp on an interval of length 20, times a cubic, to 1e-15 of its maximum
 _POINTS, _WEIGHTS = (v.tolist() for v in np.polynomial.legendre.leggauss(24))
@@ -182,7 +186,7 @@ class Integral:
         return [torch.where(use, self.total(rows.start, rows.reached) * (end - start) / (2.0 * (node - start)), 0.0)]
 
     def table(self, rows: Rows, weights: Sequence[Times]) -> Table:
-        """The table: the first-order row plus ``sum_k w_k (m_k - m_0)``, with ``eps_k = (x_k - alpha_k x0_hat_k) / sigma_k``."""
+        """The first-order row plus ``sum_k w_k (m_k - m_0)``, where ``eps_k = (x_k - alpha_k x0_hat_k) / sigma_k``."""
         a, b, c = self.first_order(rows.start, rows.reached)
         alpha, sigma = self.schedule.alpha(rows.times), self.schedule.sigma(rows.times)
         own, base = torch.arange(len(a)), rows.back(rows.base)
@@ -201,7 +205,7 @@ class Integral:
         used = 1 + int(base.max()) if self.of == "data" else width
         return replace(single_step(rows.times, rows.reached, x[:, :used], estimate, c), ends_step=rows.ends_step)
 
-    def staged(self, grid: Grid, order: int) -> Rows:
+    def staged(self, grid: Grid, order: int, memory: int) -> Rows:
         """One row a step, but the first step of finite length in stages, so that the whole is of order 3 or 4.
 
         A multistep solver of order p that starts with a first-order step is of order 2 however large p is: that one
@@ -212,13 +216,14 @@ class Integral:
             order 4:  c = c_2 / 2, c_2, 1          (two more; h^4),     c_2 = M_2 / M_1,
 
         with ``M_j`` the integral of ``kernel v^j`` over the step's fraction v: with that node a straight line
-        integrates a parabola exactly (for a constant kernel c_2 = 2/3, Heun's third-order method).
+        integrates a parabola exactly (for a constant kernel c_2 = 2/3, Heun's third-order method). The rows after it
+        remember ``memory`` estimates besides their own.
         """
         t, s = self.steps(grid)
         y = self.at(grid)
         finite = (y[:-1].isfinite() & y[1:].isfinite()).nonzero()
         if order < 3 or len(finite) == 0:
-            return rows_of(t, s, order)
+            return rows_of(t, s, memory + 1)
         first = int(finite[0])
         fractions = [0.5] if order == 3 else [0.5 * self._radau(y[first], y[first + 1], s[first])]
         if order > 3:
@@ -234,10 +239,10 @@ class Integral:
                 base[i] = first
                 nodes.append([i])
             else:
-                nodes.append(history[:-order:-1])
+                nodes.append(history[: -memory - 1 : -1])
             if i <= first or i > last or (i == last and order > 3):
                 history.append(i)
-        padded = [[*row, *[-1] * (order - 1 - len(row))] for row in nodes]
+        padded = [[*row, *[-1] * (memory - len(row))] for row in nodes]
         ends_step = torch.tensor([not first <= i < last for i in range(len(times))])
         return Rows(times, reached, torch.tensor(base), torch.tensor(padded), ends_step)
 
@@ -262,3 +267,9 @@ def usable(start: Times, end: Times, nodes: Sequence[Times]) -> list[Tensor]:
             new = new & ~(use[j] & (nodes[j] == node))
         use.append(new)
     return use
+
+
+def check_warm_up(solver: str, warm_up: str) -> None:
+    """Refuse what is not a `WarmUp`."""
+    if warm_up not in ("staged", "published"):
+        raise WorkbenchError(f"{solver}: got warm_up={warm_up!r}; expected staged or published.")

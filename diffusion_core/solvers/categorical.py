@@ -67,7 +67,9 @@ class Ancestral(Plan):
         return advance
 
 
-def ancestral(process: Categorical, grid: Grid, churn: float = 0.0, temperature: float = 1.0) -> Ancestral:
+def ancestral(
+    process: Categorical, grid: Float64[Tensor, "n_plus_1 *extra"], churn: float = 0.0, temperature: float = 1.0
+) -> Ancestral:
     """Draw from the reverse kernel, step by step along ``grid``.
 
     Entries are drawn independently of one another. So with an exact denoiser one entry has the right distribution at
@@ -76,9 +78,9 @@ def ancestral(process: Categorical, grid: Grid, churn: float = 0.0, temperature:
     Args:
         process: what the denoiser undoes.
         grid: falling times; more axes than one are times per sample (n + 1, batch) or token.
-        churn: 0 is plain ancestral sampling. With c each step goes on to ``r = (1 - c) s`` and is noised from there to
-            s again, which leaves the marginals as they are and lets an entry be drawn anew. For absorbing states this is
-            ReMDM's remasking with ``sigma_t = 1 - alpha_s / alpha_r`` (Wang et al. 2025, arXiv 2503.00307).
+        churn: 0 is plain ancestral sampling. With c each step goes on to ``r = (1 - c) s`` and is noised from there
+            to s again, which leaves the marginals as they are and lets an entry be drawn anew. For absorbing states
+            this is ReMDM's remasking with ``sigma_t = 1 - alpha_s / alpha_r`` (Wang et al. 2025, arXiv 2503.00307).
         temperature: of ``p(x0 | x_t)``; 0 takes the likeliest class.
 
     Source: Austin et al. 2021, eq. 3 (arXiv 2107.03006), by the posterior of x0 itself.
@@ -89,8 +91,8 @@ def ancestral(process: Categorical, grid: Grid, churn: float = 0.0, temperature:
     if not bool((columns.diff(dim=0) < 0.0).all()) or not 0.0 <= churn <= 1.0 or temperature < 0.0:
         raise WorkbenchError(
             f"ancestral sampling of classes: got churn={churn}, temperature={temperature} and a grid from "
-            f"{float(columns[0, 0]):.6g} to {float(columns[-1, 0]):.6g}; expected churn in [0, 1], temperature >= 0 and "
-            "falling times: noising draws at random and cannot be inverted."
+            f"{float(columns[0, 0]):.6g} to {float(columns[-1, 0]):.6g}; expected churn in [0, 1], temperature >= 0 "
+            "and falling times: noising draws at random and cannot be inverted."
         )
     return Ancestral(process, grid[:-1], grid[1:], (1.0 - churn) * grid[1:], temperature)
 
@@ -140,12 +142,14 @@ class Reveal(Plan):
             masked = flat == self.process.mask
             rank = fixed
             if rank is None:
-                confidence = probabilities.gather(-1, drawn[..., None])[..., 0].log()
+                # the model's own, untempered: at temperature 0 all draws would be equally sure
+                log_p = logits.double().log_softmax(-1).flatten(1, -2)
+                confidence = log_p.gather(-1, drawn[..., None])[..., 0]
                 if blur[i] > 0.0:
                     u = source.uniform(flat.shape, torch.float64, x.device)
                     confidence = confidence - blur[i] * (-torch.log1p(-u)).log()
                 confidence = confidence.masked_fill(~masked, torch.inf)
-                rank = confidence.argsort(1, descending=True, stable=True).argsort(1)
+                rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(1)
             return torch.where(masked & (rank < flat.shape[1] - left[i]), drawn, flat).reshape(x.shape)
 
         return advance
@@ -162,8 +166,8 @@ def reveal(
     """Fill in masked entries so that ``(1 - alpha_t) entries``, rounded, are left at each time of ``grid``.
 
     With `grid.uniform` of as many steps as entries and a linear schedule this is autoregressive sampling, exact for
-    an exact denoiser. By confidence (``orders=None``) it is MaskGIT's sampler, with ``Cosine(0)`` as there: a heuristic,
-    which prefers likely samples.
+    an exact denoiser. By confidence (``orders=None``) it is MaskGIT's sampler, with ``Cosine(0)`` as there: a
+    heuristic, which prefers likely samples.
 
     Args:
         process: absorbing states.
@@ -178,8 +182,8 @@ def reveal(
     check_grid(grid)
     if (orders is not None and orders.shape[1] != entries) or float(grid[0]) <= float(grid[-1]):
         raise WorkbenchError(
-            f"revealing: got orders of {entries if orders is None else orders.shape[1]} entries for samples of {entries} "
-            f"and a grid from {float(grid[0]):.6g} to {float(grid[-1]):.6g}; expected as many, and falling times."
+            f"revealing: got orders of {entries if orders is None else orders.shape[1]} entries for samples of "
+            f"{entries} and a grid from {float(grid[0]):.6g} to {float(grid[-1]):.6g}; expected as many, falling times."
         )
     left = ((1.0 - process.schedule.alpha(grid[1:])) * entries).round().long()
     rank = None if orders is None else orders.argsort(1)

@@ -84,9 +84,9 @@ class Table(Plan):
                 i = int(bad.nonzero()[0])
                 t, s = (float(v[i].flatten()[0]) for v in (self.times, self.reached))
                 raise WorkbenchError(
-                    f"solver table: the {name} coefficient of the step from t={t:.6g} to {s:.6g} is not finite; expected "
-                    "a grid that does not start at a time without noise (an inversion starts at a small t > 0) and does "
-                    "not end at one without signal."
+                    f"solver table: the {name} coefficient of the step from t={t:.6g} to {s:.6g} is not finite; "
+                    "expected a grid that does not start at a time without noise (inversion: at a small t > 0) and "
+                    "does not end at one without signal."
                 )
         # made here and not where it is first read, which may be inside a compiled loop
         object.__setattr__(self, "rows", self._host_rows())
@@ -212,9 +212,9 @@ def falling_pairs(grid: Grid) -> tuple[Times, Times]:
     t, s = pairs(grid)
     if bool((s[0] > t[0]).any()):
         raise WorkbenchError(
-            f"solver table: got a rising grid, from t={float(t[0].min()):.6g} to {float(s[-1].max()):.6g}, for a solver "
-            "that adds noise; expected a falling one: only a deterministic solver, such as ddim with eta=0, can be "
-            "inverted."
+            f"solver table: got a rising grid, from t={float(t[0].min()):.6g} to {float(s[-1].max()):.6g}, for a "
+            "solver that adds noise; expected a falling one: only a deterministic solver, such as ddim with eta=0, can "
+            "be inverted."
         )
     return t, s
 
@@ -232,14 +232,17 @@ def single_step(t: Times, s: Times, x: Times, estimate: Times, noise: Times, noi
     stands = t == s
     keeps = torch.zeros_like(x)
     keeps[:, 0] = 1.0
-    table = dict(
+    always = torch.ones(len(t), dtype=torch.bool)
+    return Table(
+        times=t,
+        reached=s,
         x=torch.where(stands[:, None], keeps, x),
         estimate=torch.where(stands[:, None], 0.0, estimate),
         noise=torch.where(stands, 0.0, noise),
+        ends_step=always,
+        evaluates=always,
         noise_large=None if noise_large is None else torch.where(stands, 0.0, noise_large),
     )
-    always = torch.ones(len(t), dtype=torch.bool)
-    return Table(times=t, reached=s, ends_step=always, evaluates=always, **table)  # type: ignore[arg-type]
 
 
 def joined(*tables: Table) -> Table:

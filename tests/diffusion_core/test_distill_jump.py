@@ -67,7 +67,9 @@ def step_of(t: float, s: float) -> Pairs:
 class Told(nn.Module):
     """A network that is told its x0_hat by a function of (x_t, t, cond) and says it in any ``kind``."""
 
-    def __init__(self, schedule: Schedule, kind: Prediction, x0_hat: Callable[[Tensor, Tensor, object], Tensor]) -> None:
+    def __init__(
+        self, schedule: Schedule, kind: Prediction, x0_hat: Callable[[Tensor, Tensor, object], Tensor]
+    ) -> None:
         super().__init__()
         self.schedule, self.kind, self.x0_hat = schedule, kind, x0_hat
 
@@ -134,6 +136,21 @@ def train(module: nn.Module, loss: Callable[[Draws], Tensor], steps: int, rate: 
         optimizer.zero_grad(set_to_none=True)
         loss(source).mean().backward()
         optimizer.step()
+
+
+def fit_network(
+    network: nn.Module, exact: NetworkDenoiser, clean: Tensor, steps: int = 2000, rate: float = 1e-2
+) -> None:
+    """Train a network to say what an exact one says, under the straight-line schedule: a teacher in a second."""
+
+    def loss(source: Draws) -> Tensor:
+        rows, t = (source.uniform((512,)) * len(clean)).long(), source.uniform((512,), torch.float32)
+        x_t = torch.lerp(clean[rows], source.normal((512, 1)), t[:, None])
+        with torch.no_grad():
+            target = exact.network(x_t, t)
+        return ((network(x_t, t) - target) ** 2).mean(1)
+
+    train(network, loss, steps, rate)
 
 
 def quantiles(n: int = 2000) -> Tensor:

@@ -97,7 +97,7 @@ def inverse_cdf(probabilities: Float64[Tensor, "*p s"], noise: Float64[Tensor, "
 
     Returns:
         A state of positive probability, always: ``1 - noise`` lies in (0, 1], and states without probability are
-        taken out. By ``cumulative <= noise`` rounding would now and then hand out MASK at t = 0.
+        taken out. Counting ``cumulative <= noise`` hands out MASK at t = 0 once the sum is rounded to less than 1.
     """
     cumulative = probabilities.cumsum(-1).masked_fill(probabilities <= 0.0, -1.0)
     threshold = (1.0 - noise) * cumulative.amax(-1)
