@@ -41,15 +41,15 @@ def capture(
     in the loop's own order. Either way the result is `sample`'s.
 
     Args:
-        denoiser, plan, x, cond, noise: an example; see `sample`. Its values do not matter.
+        denoiser, plan, x, cond, noise: an example; see `sample`. Its values do not matter; its noise is drawn from.
         how: "cuda_graph" replays the loop's kernels; "compile" makes one function of it (``torch.compile``,
             fullgraph), on any device: seconds to minutes at the first call.
         backend: of ``torch.compile``.
 
     Raises:
-        WorkbenchError: a CUDA graph of what is not on a CUDA device; another noise source kind than in the example.
+        WorkbenchError: a CUDA graph of what is not on a CUDA device; later, inputs unlike the example.
     """
-    device = pytree.tree_leaves(x)[0].device
+    device, example = pytree.tree_leaves(x)[0].device, noise
     if how == "cuda_graph" and device.type != "cuda":
         raise WorkbenchError(
             f'capture: got a sample on {device} for a CUDA graph; expected one on a CUDA device, or how="compile".'
@@ -59,7 +59,7 @@ def capture(
     if recorded is not None:
         # one run tells which draws there are
         sample(denoiser, plan, x, cond, recorded)
-    buffers = [torch.empty_like(draw) for draw in recorded.draws] if recorded else []
+    buffers = recorded.draws if recorded else []
     fixed_x, fixed_cond = (pytree.tree_map_only(Tensor, torch.clone, value) for value in (x, cond))
     evaluate, rows = denoiser.bind(plan.bound, fixed_cond), script(plan)
 
@@ -70,7 +70,11 @@ def capture(
             end = state.x
         return end
 
+    # once as it is: what a denoiser makes at its first call must be there
+    run()
     if how == "compile":
+        # the compiler keeps what it made by code object and gives up after a few: each recording has its own
+        run.__code__ = run.__code__.replace(co_name=f"run_{id(fixed_x)}")  # type: ignore[attr-defined]
         replay = torch.compile(run, fullgraph=True, backend=backend)
     else:
         replay = _graph(run, noise.generator if inside else None)  # type: ignore[union-attr]
@@ -79,6 +83,11 @@ def capture(
     def captured(x: Any, cond: Any = None, noise: Noise | None = None) -> Any:
         _copy("x", fixed_x, x)
         _copy("cond", fixed_cond, cond)
+        if inside and noise is not example:
+            raise WorkbenchError(
+                "captured sampling: got another noise source than the example; expected that one, whose generator is part "
+                "of the graph: seed it anew instead."
+            )
         if recorded is not None:
             if noise is None:
                 raise WorkbenchError("captured sampling: got noise=None; expected a source, as in the example.")
@@ -124,16 +133,12 @@ class _Replayed:
 
 
 def _graph(run: Callable[[], Any], generator: torch.Generator | None) -> Callable[[], Any]:
-    before = None if generator is None else generator.get_state()
-    # lazily made handles and workspaces must exist before the capture, on a stream of its own as CUDA demands
+    # handles and workspaces must exist before the capture, on a stream of its own as CUDA demands
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
+        run()
     torch.cuda.current_stream().wait_stream(stream)
-    if generator is not None and before is not None:
-        generator.set_state(before)
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)

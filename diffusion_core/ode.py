@@ -109,8 +109,7 @@ def integrate(
         start: first time.
         end: last time, before or after ``start``.
         rtol: tolerance relative to the state.
-        atol: absolute tolerance, in units of the state. What the precision of the state cannot resolve (about 1e-6
-            in float32) is never met.
+        atol: absolute tolerance, in units of the state.
         max_steps: bound on accepted and rejected steps together.
 
     Raises:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from diffusion_core.denoise import Denoiser, Evaluate
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.process import igso3, so3
 from diffusion_core.process import wrapped_normal as wrapped
+from diffusion_core.process.so3 import SO3
 from diffusion_core.process.torus import Torus
 
 
@@ -99,3 +101,62 @@ class WrappedMixture(Denoiser):
             below = self.cdf(middle, s) < level
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (0.5 * (low + high))[:, None]
+
+
+@dataclass(frozen=True)
+class RotationMixture(Denoiser):
+    """``x0 ~ sum_k weights_k IGSO3(means_k, stds_k)``; its score is a tangent vector (..., 3).
+
+    Heat kernels convolve, so ``x_t`` is the mixture with variances ``stds_k^2 + sigma_t^2``.
+    """
+
+    process: SO3
+    weights: Float64[Tensor, " k"]
+    means: Float64[Tensor, "k 3 3"]
+    stds: Float64[Tensor, " k"]
+
+    def __post_init__(self) -> None:
+        _check_weights(self.weights)
+
+    def _widths(self, times: Tensor | float) -> Tensor:
+        sigma = self.process.schedule.sigma(torch.as_tensor(times, dtype=torch.float64))
+        return (self.stds**2 + sigma[..., None] ** 2).sqrt()
+
+    def _vectors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = so3.log(self.means.mT @ x[..., None, :, :])
+        return vectors, vectors.norm(dim=-1)
+
+    def _component_log_density(self, angles: Tensor, widths: Tensor) -> Tensor:
+        return self.weights.log() + igso3.log_density(angles, widths)
+
+    def bind(self, times: Float64[Tensor, "n *extra"], cond: Any = None) -> Evaluate:
+        widths = self._widths(times)
+
+        def evaluate(x: Tensor, i: int) -> Tensor:
+            vectors, angles = self._vectors(x)
+            share = self._component_log_density(angles, widths[i]).softmax(-1)
+            return ((share * igso3.score_factor(angles, widths[i]))[..., None] * vectors).sum(-2)
+
+        return evaluate
+
+    def score(self, x: Float64[Tensor, "*batch 3 3"], t: float) -> Float64[Tensor, "*batch 3"]:
+        """``grad log p_t(x)``, a tangent at x."""
+        return self.bind(torch.tensor([t], dtype=torch.float64))(x, 0)
+
+    def log_density(self, x: Float64[Tensor, "*batch 3 3"], t: float) -> Float64[Tensor, "*batch"]:
+        """``log p_t(x)`` in nats, with respect to Haar's probability."""
+        return self._component_log_density(self._vectors(x)[1], self._widths(t)).logsumexp(-1)
+
+    def mean(self, t: float) -> Float64[Tensor, "3 3"]:
+        """``E x_t = sum_k weights_k exp(-stds_k^2 - sigma_t^2) means_k``, entry by entry.
+
+        The matrix entries are the characters of degree 1, which the heat kernel shrinks by ``exp(-1 (1 + 1) / 2)`` per
+        unit of variance.
+        """
+        return ((self.weights * torch.exp(-(self._widths(t) ** 2)))[:, None, None] * self.means).sum(0)
+
+    def sample(self, n: int, generator: torch.Generator) -> Float64[Tensor, "n 3 3"]:
+        """``n`` draws of x0."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+        return self.means[k] @ so3.exp(igso3.stretch(z.norm(dim=1), self.stds[k])[:, None] * z)

@@ -107,7 +107,7 @@ def sample_particles(
     cond: Any = None,
     groups: int = 1,
     weigh: Literal["path", "density"] = "path",
-    resampling: Resampling | None = Resampling(),  # noqa: B008  frozen
+    resampling: Resampling | None = Resampling(),
     corrector: Corrector | None = None,
 ) -> Particles:
     """Sample a product of experts by weighted ancestral sampling.

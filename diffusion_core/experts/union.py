@@ -83,7 +83,7 @@ class Union(Denoiser):
 
         def log_shares(x: Tensor, estimates: Sequence[Tensor], i: int) -> Tensor:
             nonlocal last, log_share
-            if log_share is None or last is None:
+            if i == 0 or log_share is None or last is None:
                 log_share = x.new_zeros(x.shape[0], len(estimates))
             else:
                 x_t, x0_hats = last

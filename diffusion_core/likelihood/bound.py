@@ -107,8 +107,8 @@ class Steps:
         schedule = schedule_of(denoiser)
         if schedule is not self.schedule and schedule != self.schedule:
             raise WorkbenchError(
-                f"variational bound: got steps under {self.schedule} and a denoiser under {schedule}; expected the same "
-                "schedule: build Steps with the denoiser's."
+                f"variational bound: got steps under {self.schedule} and a denoiser under {schedule}; expected the "
+                "same schedule: build Steps with the denoiser's."
             )
 
     @property

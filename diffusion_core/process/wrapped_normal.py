@@ -18,7 +18,7 @@ import math
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from diffusion_core.process.interpolate import stencil

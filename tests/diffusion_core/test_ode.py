@@ -188,7 +188,7 @@ def _log_cosh(x: float) -> float:
 @pytest.mark.parametrize("solve", [partial(integrate, rtol=1e-10, atol=1e-10), evenly(100)], ids=["adaptive", "fixed"])
 @pytest.mark.parametrize(("start", "end"), [(0.0, 2.0), (2.0, 0.0), (-1.0, 0.5)])
 def test_a_state_of_several_fields_with_a_slope_that_depends_on_time(solve, start, end):
-    # a' = -a t, b' = a + b: with a = exp(-t^2/2) and b solved by its own integral, checked through its equation
+    # a' = -t a, b' = b + cos t: a = a_0 exp(-t^2/2), and b below
     x = {"a": vector(1.0, -2.0) * math.exp(-(start**2) / 2), "b": torch.zeros(2, 3, dtype=torch.float64)}
     before = {name: value.clone() for name, value in x.items()}
     solution = solve(lambda x, t: {"a": -t * x["a"], "b": x["b"] + math.cos(t)}, x, start, end)
@@ -219,8 +219,8 @@ def test_a_sample_or_field_is_as_accurate_in_company_as_alone():
     check_worst_sample_counts(integrate)
 
 
-def check_first_sample_in_tolerance(solve) -> None:
-    """Accepted steps are right: a narrow bump on the way is not stepped over with an error above the tolerance."""
+def check_stiff(solve) -> None:
+    """The slope's own scale of time, 1/50, bounds the steps: longer ones are unstable, and must be rejected."""
     solution = solve(lambda x, t: -50.0 * (x - math.cos(t)), vector(0.0), 0.0, 1.5, rtol=1e-6, atol=1e-6)
     # x = (2500 cos t + 50 sin t - 2500 e^{-50 t}) / 2501
     expected = (2500.0 * math.cos(1.5) + 50.0 * math.sin(1.5)) / 2501.0
@@ -228,21 +228,15 @@ def check_first_sample_in_tolerance(solve) -> None:
 
 
 def test_a_stiff_equation_is_solved_by_rejecting_steps():
-    check_first_sample_in_tolerance(integrate)
+    check_stiff(integrate)
 
 
 def test_single_precision_gives_the_same_sample():
     data = mixture(Linear())
     noisy = data.flow(CLEAN, END, 1.0)
     single = sample_adaptive(data, noisy.float(), 1.0, END, 1e-5, 1e-5)
+    assert single.x.dtype == torch.float32
     torch.testing.assert_close(single.x.double(), CLEAN, rtol=0, atol=3e-4)
-
-
-def test_a_tolerance_beyond_the_precision_is_an_error_or_met():
-    # single precision resolves 1e-7 of the state, and the flow cancels digits near the data
-    data = mixture(Linear())
-    with pytest.raises(WorkbenchError, match="ODE"):
-        sample_adaptive(data, data.flow(CLEAN, END, 1.0).float(), 1.0, END, 1e-9, 1e-9, max_steps=500)
 
 
 def test_no_way_to_go_is_no_work():
