@@ -88,7 +88,8 @@ class Hmc:
     Args:
         n: trajectories.
         step: of one leapfrog step, in units of sigma_t^2: the Langevin step with the same noise.
-        leapfrog: steps of a trajectory.
+        leapfrog: steps of a trajectory. In a Gaussian of width ``sigma_t / sqrt(W)`` they turn x by an angle
+            ``leapfrog sqrt(2 W step)``: near pi, that only mirrors it, so stay near pi / 2.
         quadrature: None takes ``log pi(x') - log pi(x)`` from the denoiser's own log-density. A number k integrates the
             score along the trajectory, with k evaluations inside of each leapfrog step, by the Gauss-Lobatto rule
             that is exact for cubic (k = 1, Simpson) or quintic (k = 2) scores; k = 0, the trapezoid, costs nothing and
@@ -115,7 +116,7 @@ class Hmc:
 
     def bind(self, denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any = None) -> Correct:
         pull, sigmas = bind_pull(denoiser, times, cond)
-        _check_conservative(denoiser, self)
+        _check_conservative(denoiser)
         of_x = None if self.quadrature is not None else log_density(denoiser, times, cond)
         nodes, weights = LOBATTO[self.quadrature or 0]
         n, leapfrog, length, persistence = self.n, self.leapfrog, math.sqrt(2.0 * self.step), self.persistence
@@ -232,11 +233,11 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-def _check_conservative(denoiser: Denoiser, corrector: Corrector) -> None:
+def _check_conservative(denoiser: Denoiser) -> None:
     if isinstance(denoiser, Product) and denoiser.known:
         raise WorkbenchError(
-            f"{type(corrector).__name__}: got Known values, whose score is no gradient, so that there is no density to "
-            "accept by; expected Ula."
+            "Mala, Hmc: got Known values, whose score is no gradient, so that there is no density to accept by; "
+            "expected Ula."
         )
 
 

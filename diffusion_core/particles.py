@@ -141,8 +141,13 @@ def sample_particles(
     t, s = falling_pairs(grid)
     inside = grid[grid > 0.0]
     a, b, std = (values.tolist() for values in process.posterior(t, s))
-    bind = {"path": _by_path, "density": _by_density}[weigh]
-    first, propose = bind(denoiser, process, inside, cond)
+    match weigh:
+        case "path":
+            first, propose = _by_path(denoiser, process, inside, cond)
+        case "density":
+            first, propose = _by_density(denoiser, process, inside, cond)
+        case _:
+            raise WorkbenchError(f"particles: got weigh={weigh!r}; expected path or density.")
     correct = None if corrector is None or len(inside) < 2 else corrector.bind(denoiser, inside[1:], cond)
 
     shape = (groups, x.shape[0] // groups)
@@ -246,8 +251,8 @@ def _by_path(denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"]
     log_snr = process.schedule.log_snr(times)
     if not bool(torch.isfinite(log_snr).all()):
         raise WorkbenchError(
-            f"particles by path: at t={float(times[0]):.6g} the schedule {process.schedule} leaves no signal; expected a "
-            "grid that starts a little below (for example at 0.99)."
+            f"particles by path: at t={float(times[0]):.6g} the schedule {process.schedule} leaves no signal; expected "
+            "a grid that starts a little below (for example at 0.99)."
         )
     leaves, weights = merged(product.denoisers, times, cond)
     evaluate_all, combined = batched(leaves, times), process.combine(weights, times)

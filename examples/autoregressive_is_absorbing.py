@@ -2,11 +2,11 @@
 
 Bars on an 8 x 8 grid, horizontal or vertical, each on or off by a coin: data of known entropy.
 
-    python examples/autoregressive_is_absorbing.py --figure bars.png
+    python examples/autoregressive_is_absorbing.py bars.png
 """
 
-import argparse
 import math
+import sys
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from diffusion_core.schedule import RectifiedFlow
 from diffusion_core.solvers.categorical import ancestral, reveal
 
 SIDE = 8
-# 2 * 2^8 equally likely draws; all off and all on are each drawn by both orientations
+# in nats: 2 * 2^8 equally likely draws, but all off and all on are each drawn by both orientations
 ENTROPY = (508 * 9 + 2 * 2 * 8) / 512 * math.log(2.0)
 
 
@@ -52,7 +52,7 @@ def share_of_bars(x):
     return ((x == x[:, :, :1]).all((1, 2)) | (x == x[:, :1]).all((1, 2))).double().mean().item()
 
 
-def main(steps=1200, figure=None):
+def main(figure=None, steps=1200):
     torch.manual_seed(0)  # the initial weights; everything else is drawn from a generator
     generator = torch.Generator().manual_seed(1)
     process = Absorbing(RectifiedFlow(), classes=2)
@@ -95,9 +95,7 @@ def main(steps=1200, figure=None):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--figure", help="file to save samples to")
-    nll, shares = main(figure=parser.parse_args().figure)
+    nll, shares = main(*sys.argv[1:])
     lines = [f"entropy of the data: {ENTROPY:.3f} nats"]
     lines += [f"{name}: {mean:.3f} +- {stderr:.3f} nats" for name, (mean, stderr) in nll.items()]
     print("\n".join(lines + [f"{name}: {share:.1%} are bars" for name, share in shares.items()]))

@@ -133,7 +133,10 @@ def discretisation(
 
 
 def ddim_step(teacher: Denoiser) -> Solve:
-    """The teacher's flow by one DDIM step: first order. A guided teacher gives latent consistency distillation.
+    """The teacher's flow by one DDIM step: first order.
+
+    With a guided teacher this is latent consistency distillation; `guidance.classifier_free` takes a strength for each
+    sample, as a function of time, and the student gets it as part of its condition.
 
     Source: Luo et al. 2023 (arXiv 2310.04378).
     """

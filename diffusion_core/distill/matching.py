@@ -26,8 +26,8 @@ from diffusion_core.schedule import Schedule, Times
 def alike(schedule: Schedule, t: Times, x: Tensor, x0_hat: Tensor) -> Tensor:
     """``alpha_t / mean |x - x0_hat|``: makes the directions of all noise levels about equally long.
 
-    It is the paper's ``w_t = sigma_t^2 / (alpha_t mean |x - x0_hat|)`` for the gradient ``w_t alpha_t (s_fake - s_real)``,
-    since a difference of scores is ``alpha_t / sigma_t^2`` times that of the estimates of x0.
+    It is the paper's ``w_t = sigma_t^2 / (alpha_t mean |x - x0_hat|)`` for its ``w_t alpha_t (s_fake - s_real)``: a
+    difference of scores is ``alpha_t / sigma_t^2`` times that of the estimates of x0.
 
     Source: Yin et al. 2024, section 3.2 (arXiv 2311.18828).
     """

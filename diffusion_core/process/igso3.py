@@ -91,7 +91,7 @@ def stretch(radius: Float64[Tensor, "*b"], sigma: Float64[Tensor, "*b"]) -> Floa
     """``g`` for which the rotation by the vector ``g z``, ``z ~ N(0, I_3)`` of length ``radius``, is IGSO3(sigma).
 
     ``g = angle / radius`` where the angle has the quantile of the radius: g = sigma (1 + O(sigma^2)) for small sigma.
-    From a cached table in (sigma, radius), to 1e-6 of g. A function of three normals, so that no uniform is drawn
+    From a cached table in (sigma, radius), to 2e-6 of g. A function of three normals, so that no uniform is drawn
     and no axis needs normalising.
     """
     table = _stretch_table().to(sigma.device)
@@ -134,7 +134,7 @@ def _images(angle: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _characters(angle: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """``f`` and ``(df / d angle) / angle`` as cosine series: ``sin((l + 1/2) w) / sin(w / 2) = 1 + 2 sum_m cos(m w)``."""
+    """``f`` and ``(df / d angle) / angle``, by ``sin((l + 1/2) w) / sin(w / 2) = 1 + 2 sum_{m <= l} cos(m w)``."""
     degree = torch.arange(_CHARACTERS, dtype=angle.dtype, device=angle.device)
     terms = (2.0 * degree + 1.0) * torch.exp(-0.5 * degree * (degree + 1.0) * sigma[..., None] ** 2)
     coefficients = terms.flip(-1).cumsum(-1).flip(-1)

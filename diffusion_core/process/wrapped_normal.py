@@ -40,9 +40,10 @@ def wrap(x: Tensor, period: float) -> Tensor:
 
 
 def displacement(x: Tensor, origin: Tensor, period: float) -> Tensor:
-    """The shortest way from ``origin`` to ``x``: ``x - origin`` modulo ``period``, in [-period/2, period/2]."""
+    """The shortest way from ``origin`` to ``x``: ``x - origin`` modulo ``period``, in [-period/2, period/2)."""
     d = x - origin
-    return d - period * torch.round(d / period)
+    # not torch.round, which sends half turns to the even side: points a whole turn apart must get the same
+    return d - period * torch.floor(d / period + 0.5)
 
 
 def log_density(d: Tensor, sigma: Tensor, period: float) -> Tensor:
@@ -82,7 +83,7 @@ def normalised_score(d: Tensor, sigma: Tensor, period: float) -> Tensor:
 
 
 def score_norm(sigma: Float64[Tensor, "*b"], period: float) -> Float64[Tensor, "*b"]:
-    """``E |d log p / dd|^2`` under the wrapped normal itself, per coordinate; to 1e-9, from a cached table.
+    """``E |d log p / dd|^2`` under the wrapped normal itself, per coordinate; to 1e-8, from a cached table.
 
     It is ``1 / sigma^2`` for small sigma and ``8 pi^2 / period^2 exp(-4 pi^2 sigma^2 / period^2)`` for large.
 
@@ -92,7 +93,7 @@ def score_norm(sigma: Float64[Tensor, "*b"], period: float) -> Float64[Tensor, "
     return 8.0 * math.pi**2 / period**2 * torch.exp(_log_excess(r) - 4.0 * (math.pi * r) ** 2)
 
 
-def cdf(x: Float64[Tensor, "*b"], mean: Tensor, sigma: Tensor, period: float) -> Float64[Tensor, "*b"]:
+def cdf(x: Tensor, mean: Tensor, sigma: Tensor, period: float) -> Tensor:
     """``P(0 <= y <= x)`` for ``x`` in [0, period] and ``y`` wrapped into it."""
     u, m, r = x / period, wrap(mean, period) / period, sigma / period
     k = torch.arange(-_TERMS - 1, _TERMS + 2, dtype=u.dtype, device=u.device)

@@ -44,7 +44,7 @@ class ZeroTerminal(Schedule):
         if _power(self.schedule) != 2 or abs(float(ends[0]) - 1.0) > 1e-12 or not float(ends[1]) > 0.0:
             raise WorkbenchError(
                 f"ZeroTerminal: got {self.schedule} with alpha from {float(ends[0]):.6g} to {float(ends[1]):.6g}; "
-                "expected alpha^2 + sigma^2 = 1, alpha = 1 at t = 0 and > 0 at t = 1 (otherwise there is nothing to do)."
+                "expected alpha^2 + sigma^2 = 1, alpha = 1 at t = 0 and > 0 at t = 1 (else there is nothing to do)."
             )
 
     @property
@@ -104,7 +104,7 @@ class Shifted(Schedule):
             raise WorkbenchError(f"Shifted: got factor={self.factor}; expected a finite number > 0.")
         if _power(self.schedule) < 0:
             raise WorkbenchError(
-                f"Shifted: got {self.schedule}; expected one with alpha^2 + sigma^2 = 1, alpha + sigma = 1 or alpha = 1."
+                f"Shifted: got {self.schedule}; expected alpha^2 + sigma^2 = 1, alpha + sigma = 1 or alpha = 1."
             )
 
     def _norm(self, t: Times) -> Times:

@@ -39,25 +39,24 @@ class LearnedLogSnr(nn.Module, Schedule):
         self.gain = nn.Parameter(torch.full((units,), 1.0 / units).log())
 
     def _terms(self, t: Times) -> tuple[Tensor, Tensor, Tensor]:
-        steep, gain = self.steepness.double().exp(), self.gain.double().exp()
-        return torch.sigmoid(steep * (t[..., None] - self.place.double())), steep, gain
+        place, steepness, gain = (p.to(t.device, torch.float64) for p in (self.place, self.steepness, self.gain))
+        return torch.sigmoid(steepness.exp() * (t[..., None] - place)), steepness.exp(), gain.exp()
 
     def _rising(self, t: Times) -> Times:
         bend, _, gain = self._terms(t)
         return t + (gain * bend).sum(-1)
 
-    def _ends(self) -> tuple[Tensor, Tensor]:
-        zero = torch.zeros((), dtype=torch.float64, device=self.place.device)
-        low, high = self._rising(zero), self._rising(zero + 1.0)
+    def _ends(self, like: Times) -> tuple[Tensor, Tensor]:
+        low, high = self._rising(torch.tensor([0.0, 1.0], dtype=torch.float64, device=like.device)).unbind()
         return low, (self.last - self.first) / (high - low)
 
     def _curve(self, t: Times) -> Times:
-        low, scale = self._ends()
+        low, scale = self._ends(t)
         return self.first + scale * (self._rising(t) - low)
 
     def _d_curve(self, t: Times) -> Times:
         bend, steep, gain = self._terms(t)
-        return self._ends()[1] * (1.0 + (gain * steep * bend * (1.0 - bend)).sum(-1))
+        return self._ends(t)[1] * (1.0 + (gain * steep * bend * (1.0 - bend)).sum(-1))
 
     def alpha(self, t: Times) -> Times:
         return torch.sqrt(torch.sigmoid(self._curve(t)))

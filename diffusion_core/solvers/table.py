@@ -210,7 +210,7 @@ def falling_pairs(grid: Grid) -> tuple[Times, Times]:
         WorkbenchError: the grid is not monotone, or it rises.
     """
     t, s = pairs(grid)
-    if bool((s[0] > t[0]).any()):
+    if bool((s > t).any()):
         raise WorkbenchError(
             f"solver table: got a rising grid, from t={float(t[0].min()):.6g} to {float(s[-1].max()):.6g}, for a "
             "solver that adds noise; expected a falling one: only a deterministic solver, such as ddim with eta=0, can "

@@ -123,8 +123,8 @@ def corrected(plan: Wrapped, process: Torus, steps: int = 1, size: float = 0.1) 
     table = plan.table
     if table.estimate.shape[1] > 1 or table.times.ndim > 1 or steps < 0 or not size > 0.0:
         raise WorkbenchError(
-            f"Langevin corrector: got steps={steps}, size={size} on a plan with {table.estimate.shape[1]} scores a row; "
-            "expected steps >= 0, size > 0, and a plan of one score a row with one time for all samples (ancestral, "
+            f"Langevin corrector: got steps={steps}, size={size} on a plan with {table.estimate.shape[1]} scores a row"
+            "; expected steps >= 0, size > 0, and a plan of one score a row with one time for all samples (ancestral, "
             "flow of order 1)."
         )
     rows: list[tuple[float, float, float, float, bool]] = []

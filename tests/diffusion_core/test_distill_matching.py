@@ -1,5 +1,7 @@
 """Distribution matching: the generator's gradient is that of a divergence between Gaussians, known in closed form."""
 
+# ruff: noqa: B023  a closure here is used up within its turn of the loop
+
 from __future__ import annotations
 
 import math
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.distill import matching
-from diffusion_core.distill.matching import fake_loss, matching_loss, simulated, alike
+from diffusion_core.distill.matching import alike, fake_loss, matching_loss, simulated
 from diffusion_core.distill.score import divergence, vsd
 from diffusion_core.loss import denoising_loss
 from diffusion_core.process.gaussian import Gaussian
@@ -72,7 +74,7 @@ def check_weight(weighting=alike) -> None:
         x0_real, x0_fake = real.x0_hat(x_t, times, there), fake.x0_hat(x_t, times, here)
         s_real, s_fake = ((alpha * x0 - x_t) / sigma**2 for x0 in (x0_real, x0_fake))
         w = sigma**2 / alpha * 2.0 / (x - x0_real).abs().sum(1, keepdim=True)
-        other = told(schedule, lambda x, t, cond: fake.x0_hat(x, t, here))  # noqa: B023
+        other = told(schedule, lambda x, t, cond: fake.x0_hat(x, t, here))
         point = x.clone().requires_grad_()
         loss = matching_loss(point, None, real, other, Fixed(noise), at(t), weighting)
         (got,) = torch.autograd.grad(loss.sum(), point)
@@ -147,7 +149,9 @@ def test_a_generator_finds_the_data(learned: bool, bound: float):
     optimizer, fake_optimizer = (torch.optim.Adam(m.parameters(), r) for m, r in ((generator, 3e-2), (learner, 1e-2)))
     source = draws()
     if learned:
-        train(learner, lambda source: fake_loss(learner, generator(source.normal((256, 1))), None, source), 300, 1e-2, 1)
+        train(
+            learner, lambda source: fake_loss(learner, generator(source.normal((256, 1))), None, source), 300, 1e-2, 1
+        )
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-2 * (1.0 - step / steps)
         for _ in range(5 * learned):

@@ -1,4 +1,4 @@
-"""Progressive distillation: the target is the teacher's two steps in one, and a halved student keeps the distribution."""
+"""Progressive distillation: the target is the teacher's two steps in one; halving keeps the distribution."""
 
 from __future__ import annotations
 

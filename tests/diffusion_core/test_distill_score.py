@@ -1,5 +1,7 @@
 """Score distillation: mean directions in closed form by quadrature, and the identities between its four references."""
 
+# ruff: noqa: B023  a closure here is used up within its turn of the loop
+
 from __future__ import annotations
 
 import math
@@ -20,6 +22,7 @@ from diffusion_core.distill.score import (
     sds,
     vsd,
 )
+from diffusion_core.guidance import classifier_free
 from diffusion_core.oracles import GaussianData
 from diffusion_core.predict import convert
 from diffusion_core.process.gaussian import Gaussian
@@ -111,10 +114,10 @@ def test_the_direction_of_vsd_varies_less_than_that_of_sds_and_vanishes_at_the_d
         alpha, sigma = float(schedule.alpha(vector(t))), float(schedule.sigma(vector(t)))
         gains = {std: alpha * std**2 / ((alpha * std) ** 2 + sigma**2) for std in (0.4, 0.5)}
         ours = slope(
-            lambda x: vsd(x, None, real, exact_gaussian(line(schedule, 1.0, 0.5)), Fixed(noise), at(t)),  # noqa: B023
+            lambda x: vsd(x, None, real, exact_gaussian(line(schedule, 1.0, 0.5)), Fixed(noise), at(t)),
             x,
         )
-        theirs = slope(lambda x: sds(x, None, real, Fixed(noise), at(t)), x)  # noqa: B023
+        theirs = slope(lambda x: sds(x, None, real, Fixed(noise), at(t)), x)
         assert math.isclose(spread(ours), alpha * sigma**2 * (gains[0.5] - gains[0.4]), rel_tol=1e-9)
         assert math.isclose(spread(theirs), alpha * sigma**2 * gains[0.4], rel_tol=1e-9)
         assert spread(ours) < spread(theirs)
@@ -126,16 +129,12 @@ def check_csd(csd=csd) -> None:
     scale = 7.5
     for schedule in SMOOTH.values():
         denoiser = exact_gaussian(gaussian(schedule))
-        here, nowhere = vector(2.0, 1.0), vector(0.0, 0.0)
-
-        def guided(x: Tensor, t: Tensor, cond: object) -> Tensor:
-            uncond, cond = denoiser.x0_hat(x, t, nowhere), denoiser.x0_hat(x, t, here)  # noqa: B023
-            return uncond + scale * (cond - uncond)
-
+        here, nowhere = vector(2.0, 1.0).expand(5, 2), vector(0.0, 0.0).expand(5, 2)
+        guided = classifier_free(denoiser, nowhere, scale)
         x, noise = normal(5, 2), normal(5, 2, seed=1)
-        whole = slope(lambda x: sds(x, here, told(schedule, guided), Fixed(noise)), x)  # noqa: B023
-        prior = slope(lambda x: sds(x, nowhere, denoiser, Fixed(noise)), x)  # noqa: B023
-        pull = slope(lambda x: csd(x, here, nowhere, denoiser, Fixed(noise)), x)  # noqa: B023
+        whole = slope(lambda x: sds(x, here, guided, Fixed(noise)), x)
+        prior = slope(lambda x: sds(x, nowhere, denoiser, Fixed(noise)), x)
+        pull = slope(lambda x: csd(x, here, nowhere, denoiser, Fixed(noise)), x)
         torch.testing.assert_close(whole, prior + scale * pull, rtol=1e-10, atol=1e-10)
 
 
@@ -149,11 +148,11 @@ def check_dds(dds=dds) -> None:
         denoiser = exact_gaussian(gaussian(schedule))
         here, there = vector(2.0, 1.0), vector(0.0, 0.0)
         x, source = normal(5, 2), normal(5, 2, seed=2)
-        same = slope(lambda x: dds(x, here, x.detach().clone(), here, denoiser, draws(3)), x)  # noqa: B023
+        same = slope(lambda x: dds(x, here, x.detach().clone(), here, denoiser, draws(3)), x)
         assert float(same.abs().max()) == 0.0
-        edit = slope(lambda x: dds(x, here, source, there, denoiser, draws(3)), x)  # noqa: B023
-        ours = slope(lambda x: sds(x, here, denoiser, draws(3)), x)  # noqa: B023
-        theirs = slope(lambda x: sds(x, there, denoiser, draws(3)), source)  # noqa: B023
+        edit = slope(lambda x: dds(x, here, source, there, denoiser, draws(3)), x)
+        ours = slope(lambda x: sds(x, here, denoiser, draws(3)), x)
+        theirs = slope(lambda x: sds(x, there, denoiser, draws(3)), source)
         torch.testing.assert_close(edit, ours - theirs, rtol=1e-10, atol=1e-10)
 
 
@@ -165,7 +164,7 @@ def check_no_gradient_through(distil=sds) -> None:
     """The gradient is the direction over the number of entries, whatever the denoiser's own derivative is."""
     for schedule in SMOOTH.values():
         strength = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-        denoiser = told(schedule, lambda x, t, cond: strength * torch.sin(5.0 * x))  # noqa: B023
+        denoiser = told(schedule, lambda x, t, cond: strength * torch.sin(5.0 * x))
         x, noise, t = normal(4, 2).requires_grad_(), normal(4, 2, seed=1), 0.5
         loss = distil(x, None, denoiser, Fixed(noise), at(t))
         inward, toward_network = torch.autograd.grad(loss.sum(), (x, strength), allow_unused=True)

@@ -25,7 +25,7 @@ from diffusion_core.process.categorical.denoiser import Classifier
 from diffusion_core.process.categorical.kernel import one_hot
 from diffusion_core.process.categorical.process import Categorical
 from diffusion_core.process.categorical.redraw import Absorbing
-from diffusion_core.process.categorical.reverse import log_x0
+from diffusion_core.process.categorical.reverse import excess, log_x0
 from diffusion_core.schedule import Times
 
 Nats = Float64[Tensor, " batch"]
@@ -39,7 +39,7 @@ def cross_entropy(process: Categorical, logits: Float[Tensor, "*x k"], x0: Tenso
         x0, x_t: (batch, ...) clean and noised indices.
         t: (batch,), or a 0-dim tensor.
     """
-    log_p = log_x0(process.kernel(t, torch.zeros_like(t)), logits, x_t)
+    log_p = log_x0(process.kernel(t, torch.zeros_like(t)).column(x_t), logits)
     return _sum(-log_p.gather(-1, x0[..., None])[..., 0])
 
 
@@ -75,14 +75,10 @@ def rate_kl(process: Categorical, logits: Float[Tensor, "*x k"], x0: Tensor, x_t
     Source: Campbell et al. 2022 (arXiv 2205.14987), with the reverse rates of the data put in.
     """
     from_data = process.kernel(t, torch.zeros_like(t))
-    likelihood = from_data.column(x_t)[..., : process.classes]
-    forward_rates = process.rates(x_t, t)
+    likelihood, forward_rates = from_data.column(x_t), process.rates(x_t, t)
 
     def reverse_rates(estimate: Tensor) -> Tensor:
-        p_x0 = log_x0(from_data, estimate, x_t).exp()
-        weights = torch.where(likelihood > 0.0, p_x0 / likelihood.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
-        padded = torch.nn.functional.pad(weights, (0, process.states - process.classes))
-        return forward_rates * from_data.push(padded)
+        return forward_rates * from_data.push(excess(likelihood, estimate))
 
     r, r_q = reverse_rates(logits), reverse_rates(one_hot(x0, process.classes).log())
     return _sum((r - r_q).sum(-1) + _kl(r_q, r))

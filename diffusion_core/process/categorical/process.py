@@ -96,11 +96,12 @@ class Categorical(Process):
 
         def combined(x: Tensor, estimates: Sequence[Tensor], i: int) -> Tensor:
             w, left, kernels = on(x.device)
-            likelihood = kernels[i].column(x)[..., : self.classes]
-            total = _scaled(left[i], likelihood.log())
-            ruled_out = (likelihood <= 0.0) & (likelihood > 0.0).any(-1, keepdim=True)
+            likelihood = kernels[i].column(x)
+            of_class = likelihood[..., : self.classes]
+            total = _scaled(left[i], of_class.log())
+            ruled_out = (of_class <= 0.0) & (of_class > 0.0).any(-1, keepdim=True)
             for k, estimate in enumerate(estimates):
-                log_p = log_x0(kernels[i], estimate, x)
+                log_p = log_x0(likelihood, estimate)
                 total = total + _scaled(w[i, k], log_p)
                 # what one factor excludes stays excluded, whatever infinity a negative exponent makes of another
                 ruled_out = ruled_out | (_scaled(w[i, k], log_p) == -torch.inf)

@@ -49,7 +49,7 @@ def posterior_of_the_paper(patch: Patch) -> None:
 
     def wrong(self: Reverse, logits: Tensor, x_t: Tensor) -> Tensor:
         column = self.s_to_t.column(x_t)
-        p_x0 = reverse.log_x0(self.data_to_t, logits, x_t).exp()
+        p_x0 = reverse.log_x0(self.data_to_t.column(x_t), logits).exp()
         joint = column * self.data_to_s.push(torch.nn.functional.pad(p_x0, (0, column.shape[-1] - p_x0.shape[-1])))
         return joint / joint.sum(-1, keepdim=True)
 
