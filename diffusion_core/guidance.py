@@ -29,7 +29,7 @@ def classifier_free(model: Denoiser, null: Any, scale: Strength, cond: Any = Non
 
     Args:
         model: trained with its condition replaced by ``null`` now and then.
-        null: the condition that stands for none; batch axis first, as ``cond``.
+        null: the condition that stands for none; batch axis first, of ``cond``'s length or 1.
         scale: 1 is the conditional model; a function of time, such as `Interval`, for guidance that comes and goes.
         cond: the condition; None: the one that `sample` is given.
 

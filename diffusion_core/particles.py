@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -44,7 +44,7 @@ from diffusion_core.grid import Grid
 from diffusion_core.noise import Noise
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.sample import Corrector
-from diffusion_core.solvers.table import falling_pairs
+from diffusion_core.solvers import ddpm
 
 Method = Literal["systematic", "stratified", "multinomial"]
 Proposal = Callable[[Tensor, int], tuple[Tensor, Callable[[Tensor], Tensor]]]
@@ -107,6 +107,7 @@ def sample_particles(
     cond: Any = None,
     groups: int = 1,
     weigh: Literal["path", "density"] = "path",
+    variance: Literal["small", "large"] = "large",
     resampling: Resampling | None = Resampling(),
     corrector: Corrector | None = None,
 ) -> Particles:
@@ -124,6 +125,8 @@ def sample_particles(
         cond: passed to the denoiser; batch axis as in ``x``.
         groups: independent problems N; the particles of one stand together.
         weigh: "density" needs log-densities, "path" does not; see the module.
+        variance: of K, as in `ddpm`. "small" is that of a point and makes weights by density heavy-tailed; "large" is
+            that of unit data, or of any data that is smooth at the scale sigma_t.
         resampling: None only weighs.
         corrector: moves the particles at the end of every step above t = 0, after resampling.
 
@@ -138,14 +141,14 @@ def sample_particles(
         )
     if groups < 1 or x.shape[0] % groups:
         raise WorkbenchError(f"particles: got {x.shape[0]} for {groups} groups; expected a multiple of {groups} >= 1.")
-    t, s = falling_pairs(grid)
     inside = grid[grid > 0.0]
-    a, b, std = (values.tolist() for values in process.posterior(t, s))
+    table = ddpm(process.schedule, grid, variance)
+    kernel = _Kernel(*(values.tolist() for values in (table.x[:, 0], table.estimate[:, 0], table.noise)))
     match weigh:
         case "path":
-            first, propose = _by_path(denoiser, process, inside, cond)
+            first, propose = _by_path(denoiser, process, inside, cond, kernel)
         case "density":
-            first, propose = _by_density(denoiser, process, inside, cond)
+            first, propose = _by_density(denoiser, process, inside, cond, kernel)
         case _:
             raise WorkbenchError(f"particles: got weigh={weigh!r}; expected path or density.")
     correct = None if corrector is None or len(inside) < 2 else corrector.bind(denoiser, inside[1:], cond)
@@ -154,16 +157,13 @@ def sample_particles(
     log_weights = first(x).double().reshape(shape)
     log_normalizer = torch.zeros(groups, dtype=torch.float64, device=x.device)
     effective, accepted = [], []
-    for i, reached in enumerate(s.tolist()):
+    for i, reached in enumerate(grid[1:].tolist()):
         x0_hat, log_ratio = propose(x, i)
-        moved = (x * a[i]).add_(x0_hat, alpha=b[i])
+        x = kernel.mean(x, x0_hat, i)
         if reached == 0.0:
-            x = moved
             break
-        z = noise.normal(x.shape, x.dtype, x.device)
-        moved.add_(z, alpha=std[i])
-        log_weights = log_weights + log_ratio(moved).reshape(shape)
-        x = moved
+        x = x.add(noise.normal(x.shape, x.dtype, x.device), alpha=kernel.std[i])
+        log_weights = log_weights + log_ratio(x).reshape(shape)
         effective.append(effective_share(log_weights))
         if resampling is not None and reached < resampling.below:
             due = effective[-1] < resampling.threshold
@@ -220,10 +220,11 @@ First = Callable[[Tensor], Tensor]
 
 
 def _by_density(
-    denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"], cond: Any
+    denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"], cond: Any, kernel: _Kernel
 ) -> tuple[First, Proposal]:
     of_x, evaluate = log_density(denoiser, times, cond), denoiser.bind(times, cond)
-    forward, ancestral = _kernels(process, times)
+    alpha_ts, variance_ts = process.forward(times[:-1], times[1:])
+    shrink, spread = alpha_ts.tolist(), variance_ts.sqrt().tolist()
     width = float(process.schedule.sigma(times[0])) / math.sqrt(_exponent(denoiser, times))
 
     def first(x: Tensor) -> Tensor:
@@ -233,8 +234,8 @@ def _by_density(
         x0_hat = evaluate(x, i)
 
         def weigh(x_s: Tensor) -> Tensor:
-            ratio = of_x(x_s, i + 1) - of_x(x, i)
-            return ratio + forward(x, x_s, i) - ancestral(x, x0_hat, x_s, i)
+            forth = _log_normal(x.sub(x_s, alpha=shrink[i]), spread[i])
+            return of_x(x_s, i + 1) - of_x(x, i) + forth - kernel.log_density(x_s, x, x0_hat, i)
 
         return x0_hat, weigh
 
@@ -258,7 +259,7 @@ def _by_path(denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"]
     evaluate_all, combined = batched(leaves, times), process.combine(weights, times)
     tilted = product.bind(times, cond) if product.energies else None
     potential = _potential(product, times, lambda x, i: combined(x, evaluate_all(x, i), i))
-    ancestral, each, total = _kernels(process, times)[1], weights[0].tolist(), _exponent(product, times)
+    each, total = weights[0].tolist(), _exponent(product, times)
     alpha, sigma = process.schedule.alpha(times), process.schedule.sigma(times)
     d_log_alpha, d_log_snr = alpha.log().diff().tolist(), log_snr.diff().tolist()
     alphas, sigmas = alpha.tolist(), sigma.tolist()
@@ -284,7 +285,9 @@ def _by_path(denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"]
             log_weight = 0.5 * d_log_snr[i] * excess + (1.0 - total) * x[0].numel() * d_log_alpha[i]
             if tilted is not None:
                 log_weight = log_weight + potential(x_s, i + 1) - potential(x, i)
-                log_weight = log_weight + ancestral(x, together, x_s, i) - ancestral(x, x0_hat, x_s, i)
+                log_weight = (
+                    log_weight + kernel.log_density(x_s, x, together, i) - kernel.log_density(x_s, x, x0_hat, i)
+                )
             return log_weight
 
         return x0_hat, weigh
@@ -292,20 +295,18 @@ def _by_path(denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"]
     return first, propose
 
 
-def _kernels(process: Gaussian, times: Float64[Tensor, " n"]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """``forward(x_t, x_s, i) = log q(x_t | x_s)`` and ``ancestral(x_t, x0_hat, x_s, i) = log K(x_s | x_t)``."""
-    t, s = times[:-1], times[1:]
-    a, b, std = (values.tolist() for values in process.posterior(t, s))
-    alpha_ts, variance_ts = process.forward(t, s)
-    shrink, spread = alpha_ts.tolist(), variance_ts.sqrt().tolist()
+class _Kernel(NamedTuple):
+    """``K(x_s | x_t) = N(a x_t + b x0_hat, std^2)`` at each step."""
 
-    def forward(x_t: Tensor, x_s: Tensor, i: int) -> Tensor:
-        return _log_normal(x_t.sub(x_s, alpha=shrink[i]), spread[i])
+    a: list[float]
+    b: list[float]
+    std: list[float]
 
-    def ancestral(x_t: Tensor, x0_hat: Tensor, x_s: Tensor, i: int) -> Tensor:
-        return _log_normal(x_s.sub(x_t, alpha=a[i]).sub_(x0_hat, alpha=b[i]), std[i])
+    def mean(self, x_t: Tensor, x0_hat: Tensor, i: int) -> Tensor:
+        return (x_t * self.a[i]).add_(x0_hat, alpha=self.b[i])
 
-    return forward, ancestral
+    def log_density(self, x_s: Tensor, x_t: Tensor, x0_hat: Tensor, i: int) -> Tensor:
+        return _log_normal(x_s - self.mean(x_t, x0_hat, i), self.std[i])
 
 
 def _potential(product: Product, times: Float64[Tensor, " n"], evaluate: Evaluate) -> Callable[[Tensor, int], Tensor]:

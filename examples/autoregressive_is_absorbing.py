@@ -1,8 +1,6 @@
 """One network, two views: masked diffusion trained once is an autoregressive model in every order.
 
-Bars on an 8 x 8 grid, horizontal or vertical, each on or off by a coin: data of known entropy.
-
-    python examples/autoregressive_is_absorbing.py bars.png
+Bars on an 8 x 8 grid, horizontal or vertical, each on or off by a coin. Give a file name to save samples: bars.png.
 """
 
 import math

@@ -52,6 +52,16 @@ def _stackable(a: Any, b: Any) -> bool:
     )
 
 
+def as_long(conds: Sequence[Any]) -> list[Any]:
+    """Conditions of one batch: one that stands for all of it, such as a null, is repeated."""
+    batch = max((len(leaf) for leaf in pytree.tree_leaves(conds) if isinstance(leaf, Tensor) and leaf.ndim), default=1)
+
+    def long(leaf: Tensor) -> Tensor:
+        return leaf.expand(batch, *leaf.shape[1:]) if leaf.ndim and len(leaf) == 1 else leaf
+
+    return [pytree.tree_map_only(Tensor, long, cond) for cond in conds]
+
+
 def _repeated(times: Any, n: int) -> Any:
     """Per-sample times for ``n`` copies of the batch; one time for all, or one per token, stays as it is."""
     if isinstance(times, dict):

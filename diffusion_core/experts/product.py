@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from diffusion_core.denoise import Denoiser, Evaluate, Expert
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.experts.batched import batched, with_condition
+from diffusion_core.experts.batched import as_long, batched, with_condition
 from diffusion_core.experts.factors import Energy, Known, has_log_density, log_density
 from diffusion_core.process import Process
 from diffusion_core.schedule import Times
@@ -242,13 +242,14 @@ def merged(
     leaves: dict[tuple[int, int], tuple[Denoiser, Any]] = {}
     weights: dict[tuple[int, int], Tensor] = {}
     for denoiser, strength in denoisers:
-        bare, own = with_condition(denoiser, cond)
-        key = (id(bare), id(own))
-        leaves[key] = (bare, own)
+        leaf = with_condition(denoiser, cond)
+        key = (id(leaf[0]), id(leaf[1]))
+        leaves[key] = leaf
         weights[key] = weights.get(key, torch.zeros_like(clock)) + strength_at(strength, clock)
     stacked = torch.stack(list(weights.values()), 1)
+    bare, conds = zip(*leaves.values(), strict=True)
     # 1 - w with w = 1 may leave a rounding, which is not worth a network
-    return list(leaves.values()), torch.where(stacked.abs() < 1e-12, 0.0, stacked)
+    return list(zip(bare, as_long(conds), strict=True)), torch.where(stacked.abs() < 1e-12, 0.0, stacked)
 
 
 def _group(

@@ -54,7 +54,7 @@ def test_our_denoisers_and_processes_keep_the_contract():
     cond, x = (torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)) for shape in ((4,), (2, 5)))
     model = NetworkDenoiser(ResidualMLP(2, 5, 4, width=16, depth=1), linear, "eps")
     check_denoiser(model, x, cond=cond)
-    check_denoiser(classifier_free(model, torch.zeros(3, 4), 2.0, cond), x)
+    check_denoiser(classifier_free(model, torch.zeros(1, 4), 2.0), x, cond=cond)
     check_denoiser(plane_mixture(linear), state())
     check_denoiser(plane_mixture(linear) * gaussian(linear) * Energy(lambda x0: x0.sum(1)), state())
     check_process(Gaussian(linear), state())

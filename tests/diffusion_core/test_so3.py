@@ -234,7 +234,9 @@ def check_score(score: Callable[[RotationMixture, Tensor, float], Tensor]) -> No
             ahead, behind = x @ so3.exp(step * axis), x @ so3.exp(-step * axis)
             columns.append((data.log_density(ahead, t) - data.log_density(behind, t)) / (2.0 * step))
         numeric = torch.stack(columns, -1)
-        torch.testing.assert_close(score(data, x, t), numeric, rtol=1e-6, atol=1e-7 * (1.0 + float(numeric.abs().max())))
+        torch.testing.assert_close(
+            score(data, x, t), numeric, rtol=1e-6, atol=1e-7 * (1.0 + float(numeric.abs().max()))
+        )
 
 
 def test_the_score_is_the_derivative_of_the_log_density():

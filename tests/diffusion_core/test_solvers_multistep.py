@@ -38,7 +38,7 @@ from diffusion_core.solvers import (
 from tests.diffusion_core.test_solvers import columns_close, kolmogorov_smirnov, same_table
 from tests.diffusion_core.worlds import SCHEDULES, SMOOTH, gaussian, mixture, plane_mixture, vector
 
-# solver, the order it converges with (measured at 256 -> 512 steps, within 0.1)
+# solver, the order it converges with (measured at 128 -> 256 steps, within 0.15)
 DETERMINISTIC: dict[str, tuple[Solver, float]] = {
     "pp_2m": (dpm_solver_pp_2m, 2.0),
     "pp_3m": (dpm_solver_pp_3m, 3.0),
@@ -80,6 +80,10 @@ FLOWS = {name: solver for name, (solver, _) in DETERMINISTIC.items()} | {
 every_flow = pytest.mark.parametrize("solver", FLOWS.values(), ids=FLOWS.keys())
 every_stochastic = pytest.mark.parametrize("solver", STOCHASTIC.values(), ids=STOCHASTIC.keys())
 every_solver = pytest.mark.parametrize("solver", [*FLOWS.values(), *STOCHASTIC.values()], ids=[*FLOWS, *STOCHASTIC])
+# one that ends without signal, one straight, one with kinks
+few_schedules = pytest.mark.parametrize(
+    "schedule", [Cosine(), RectifiedFlow(), SCHEDULES["cosine_betas"]], ids=["cosine", "flow", "betas"]
+)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 
 
@@ -103,8 +107,8 @@ def flow_slope(solver: Solver, schedule: Schedule, grid_of: Callable[[int], Tens
 
 
 def check_global_order(solver: Solver, schedule: Schedule, order: float) -> None:
-    measured = flow_slope(solver, schedule, lambda n: grids.uniform(n, 0.8, 0.2), 256)
-    assert measured == pytest.approx(order, abs=0.1)
+    measured = flow_slope(solver, schedule, lambda n: grids.uniform(n, 0.8, 0.2), 128)
+    assert measured == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize("schedule", SMOOTH.values(), ids=SMOOTH.keys())
@@ -116,7 +120,7 @@ def test_the_error_on_an_exact_flow_falls_with_the_order(solver, order, schedule
 @pytest.mark.parametrize(("solver", "order"), DETERMINISTIC.values(), ids=DETERMINISTIC.keys())
 def test_the_order_holds_on_a_grid_of_unequal_steps(solver, order):
     schedule = VarianceExploding(20.0)
-    measured = flow_slope(solver, schedule, lambda n: grids.karras(schedule, n + 1, 1.0, 0.02)[:-1], 256)
+    measured = flow_slope(solver, schedule, lambda n: grids.karras(schedule, n + 1, 1.0, 0.02)[:-1], 128)
     assert measured == pytest.approx(order, abs=0.2)
 
 
@@ -324,7 +328,7 @@ def test_order_one_is_ddim_and_with_noise_ddpm(schedule):
     same_table(sa_solver(schedule, grid, order=1, tau=1.0, corrector=False), ddpm(schedule, grid))
 
 
-@every_schedule
+@few_schedules
 @every_solver
 def test_a_grid_of_one_step_is_of_first_order(schedule, solver):
     grid = grids.uniform(1)
@@ -365,7 +369,7 @@ def check_point(solver: Solver, schedule: Schedule, grid: Tensor) -> None:
         torch.testing.assert_close(state.x, alpha[i] * datum + sigma[i] * eps, rtol=0, atol=1e-10 * max(1.0, sigma[0]))
 
 
-@every_schedule
+@few_schedules
 @every_solver
 def test_every_step_is_exact_if_the_data_is_one_point(schedule, solver):
     check_point(solver, schedule, grids.uniform(9))
@@ -521,7 +525,7 @@ def test_from_zero_terminal_snr_to_no_noise_the_exact_flow_is_followed(schedule,
     def error(n: int) -> float:
         return float((sample(exact, solver(schedule, grids.uniform(n)), x) - truth).abs().max())
 
-    assert error(320) < 0.02 and error(40) / error(160) > 3.0
+    assert error(160) < 0.04 and error(40) / error(160) > 3.0
 
 
 @pytest.mark.parametrize(("solver", "order"), DETERMINISTIC.values(), ids=DETERMINISTIC.keys())
@@ -556,7 +560,7 @@ def pyramid(start: float, end: float, n: int, tokens: int) -> Tensor:
     return grids.uniform(n, start, end)[rows.clamp(0, n)]
 
 
-@every_schedule
+@few_schedules
 @pytest.mark.parametrize("solver", PER_TOKEN.values(), ids=PER_TOKEN.keys())
 @pytest.mark.parametrize(("start", "end"), [(1.0, 0.0), (0.9, 0.1)])
 def test_a_token_that_waits_and_rests_is_sampled_as_if_alone(schedule, solver, start, end):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -114,6 +114,7 @@ def test_score_is_the_gradient_of_log_density(sigma):
     torch.testing.assert_close(gradient, score, rtol=1e-10, atol=1e-12 / sigma**2)
 
 
+@settings(deadline=None)
 @given(
     x=st.integers(0, 2**20 - 1).map(lambda n: n / 2**20), turns=st.integers(-4, 4), sigma=st.sampled_from([0.05, 0.7])
 )
@@ -163,7 +164,9 @@ def test_cdf_is_the_integral_of_the_density(sigma):
     x = torch.linspace(0.0, 2.0, 20001, dtype=torch.float64)
     density = wrapped.log_density(x - 0.7, full(sigma), 2.0).exp()
     integral = torch.cat([torch.zeros(1).double(), (0.5 * (density[1:] + density[:-1]) * 1e-4).cumsum(0)])
-    torch.testing.assert_close(wrapped.cdf(x, full(0.7), full(sigma), 2.0), integral, rtol=0, atol=2e-5 / (sigma / 0.02))
+    torch.testing.assert_close(
+        wrapped.cdf(x, full(0.7), full(sigma), 2.0), integral, rtol=0, atol=2e-5 / (sigma / 0.02)
+    )
     assert float(wrapped.cdf(full(2.0), full(0.7), full(sigma), 2.0)) == pytest.approx(1.0, abs=1e-14)
 
 
