@@ -148,6 +148,7 @@ def sample_particles(
         case "path":
             first, propose = _by_path(denoiser, process, inside, cond, kernel)
         case "density":
+            kernel = kernel.cooled(_exponents(denoiser, grid[:-1]))
             first, propose = _by_density(denoiser, process, inside, cond, kernel)
         case _:
             raise WorkbenchError(f"particles: got weigh={weigh!r}; expected path or density.")
@@ -223,15 +224,20 @@ def _by_density(
     denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"], cond: Any, kernel: _Kernel
 ) -> tuple[First, Proposal]:
     of_x, evaluate = log_density(denoiser, times, cond), denoiser.bind(times, cond)
+    exponents = _exponents(denoiser, times)
     alpha_ts, variance_ts = process.forward(times[:-1], times[1:])
-    shrink, spread = alpha_ts.tolist(), variance_ts.sqrt().tolist()
-    width = float(process.schedule.sigma(times[0])) / math.sqrt(_exponent(denoiser, times))
+    spread = [math.sqrt(v / w) for v, w in zip(variance_ts.tolist(), exponents[:-1], strict=True)]
+    shrink, alphas = alpha_ts.tolist(), process.schedule.alpha(times).tolist()
+    width = float(process.schedule.sigma(times[0])) / math.sqrt(exponents[0])
 
     def first(x: Tensor) -> Tensor:
         return of_x(x, 0) - _log_normal(x, width)
 
     def propose(x: Tensor, i: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        x0_hat = evaluate(x, i)
+        x0_hat, w = evaluate(x, i), exponents[i]
+        if w != 1.0:
+            # the score divided by w, which for a product is the mean of the experts' estimates
+            x0_hat = (x0_hat / w).add_(x, alpha=(1.0 - 1.0 / w) / alphas[i])
 
         def weigh(x_s: Tensor) -> Tensor:
             forth = _log_normal(x.sub(x_s, alpha=shrink[i]), spread[i])
@@ -242,7 +248,9 @@ def _by_density(
     return first, propose
 
 
-def _by_path(denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"], cond: Any) -> tuple[First, Proposal]:
+def _by_path(
+    denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"], cond: Any, kernel: _Kernel
+) -> tuple[First, Proposal]:
     product = denoiser if isinstance(denoiser, Product) else denoiser**1.0
     if product.known or any(callable(exponent) for _, exponent in product.denoisers):
         raise WorkbenchError(
@@ -259,7 +267,7 @@ def _by_path(denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"]
     evaluate_all, combined = batched(leaves, times), process.combine(weights, times)
     tilted = product.bind(times, cond) if product.energies else None
     potential = _potential(product, times, lambda x, i: combined(x, evaluate_all(x, i), i))
-    each, total = weights[0].tolist(), _exponent(product, times)
+    each, total = weights[0].tolist(), _exponents(product, times)[0]
     alpha, sigma = process.schedule.alpha(times), process.schedule.sigma(times)
     d_log_alpha, d_log_snr = alpha.log().diff().tolist(), log_snr.diff().tolist()
     alphas, sigmas = alpha.tolist(), sigma.tolist()
@@ -302,6 +310,10 @@ class _Kernel(NamedTuple):
     b: list[float]
     std: list[float]
 
+    def cooled(self, exponents: list[float]) -> _Kernel:
+        """Its noise as that of ``N(0, sigma^2)`` to the given powers."""
+        return self._replace(std=[std / math.sqrt(w) for std, w in zip(self.std, exponents, strict=True)])
+
     def mean(self, x_t: Tensor, x0_hat: Tensor, i: int) -> Tensor:
         return (x_t * self.a[i]).add_(x0_hat, alpha=self.b[i])
 
@@ -324,8 +336,18 @@ def _potential(product: Product, times: Float64[Tensor, " n"], evaluate: Evaluat
     return potential
 
 
-def _exponent(denoiser: Denoiser, times: Float64[Tensor, " n"]) -> float:
-    return denoiser.exponent(float(times[0])) if isinstance(denoiser, Product) else 1.0
+def _exponents(denoiser: Denoiser, times: Float64[Tensor, " n"]) -> list[float]:
+    """The sum of a product's exponents at each time.
+
+    Raises:
+        WorkbenchError: it is not positive.
+    """
+    exponents = [denoiser.exponent(t) if isinstance(denoiser, Product) else 1.0 for t in times.tolist()]
+    if min(exponents) <= 0.0:
+        raise WorkbenchError(
+            f"particles: got exponents that sum to {min(exponents):.4g}; expected more than 0 at every time."
+        )
+    return exponents
 
 
 def _log_normal(x: Tensor, std: float) -> Tensor:

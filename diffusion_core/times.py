@@ -82,13 +82,15 @@ def times_as_under(
 ) -> Float64[Tensor, " batch"]:
     """Times of ``schedule`` whose log-SNR is distributed as that of uniform times under ``law``.
 
-    With ``law = schedule.Laplace(mean, scale)`` the log-SNR is Laplace distributed. Clipped to what ``schedule`` reaches.
+    With ``law = schedule.Laplace(mean, scale)`` the log-SNR is Laplace distributed. Clipped to what ``schedule``
+    reaches.
 
     Source: the equivalence of noise schedules and distributions of log-SNR: Kingma & Gao 2023 (arXiv 2303.00848).
     """
     return _of_log_snr(schedule, law.log_snr(levels(draws, batch, stratified)))
 
 
+@torch.no_grad()
 def _of_log_snr(schedule: Schedule, log_snr: Float64[Tensor, " batch"]) -> Float64[Tensor, " batch"]:
     first, last = schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64, device=log_snr.device))
     return schedule.t_of_log_snr(torch.minimum(torch.maximum(log_snr, last), first)).clamp(0.0, 1.0)
@@ -161,7 +163,7 @@ class Importance(nn.Module):
             values = torch.stack(parts, 2).flatten(1)
         bins, history = self.losses.shape
         position = values[0].to(self.losses.device) * bins
-        k = (position - 0.5).round().long() - 1 if self.n_train else position.long()
+        k = position.round().long() - 1 if self.n_train else position.long()
         k = k.clamp(0, bins - 1)
         # ring buffers without reading a value on the host: a loss whose place a later one of this batch takes is
         # written to a row that is thrown away

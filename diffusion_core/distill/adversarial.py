@@ -7,6 +7,9 @@ pairs ``(x_s, x_t)`` can have any shape. What is judged against what is a `Duel`
 - `teaching_duel`: the teacher's several steps against the student's one (progressive adversarial distillation).
 
 The two losses are the same for both. They take the discriminator's logits through a `Criterion`.
+
+Adversarial diffusion distillation (Sauer et al. 2023, arXiv 2311.17042) is a denoising duel whose steps all end at
+s = 0, where data meets the student's x0_hat itself, under `HINGE`, plus `score.sds` of that x0_hat by the teacher.
 """
 
 from __future__ import annotations

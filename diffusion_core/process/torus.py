@@ -150,5 +150,5 @@ def refuse_early_start(error: float, t: float, schedule: Schedule, enough: str) 
         sigma = float(schedule.sigma(torch.tensor(t, dtype=torch.float64)))
         raise WorkbenchError(
             f"prior: got sigma={sigma:.4g} at t={t:.4g}, where x_t is {error:.2g} in total variation away from uniform "
-            f"(a coordinate or a rotation); expected at most {FLAT_ENOUGH:g}: raise the schedule's largest sigma to {enough} or more."
+            f"(a coordinate or a rotation); expected at most {FLAT_ENOUGH:g}: raise the largest sigma to {enough} or more."
         )

@@ -42,7 +42,7 @@ from tests.diffusion_core.test_distill_jump import (
     told,
 )
 from tests.diffusion_core.test_distill_score import line
-from tests.diffusion_core.worlds import SMOOTH, gaussian, vector
+from tests.diffusion_core.worlds import SMOOTH, gaussian, plane_mixture, vector
 
 
 def duel(n: int = 6, d: int = 3) -> Duel:
@@ -177,6 +177,16 @@ def check_teaching_duel(make=teaching_duel) -> None:
 
 def test_a_teaching_duel_sets_the_teachers_steps_against_the_students_one():
     check_teaching_duel()
+
+
+@pytest.mark.parametrize("schedule", SMOOTH.values(), ids=SMOOTH.keys())
+def test_a_duel_that_ends_at_zero_sets_data_against_the_students_estimate(schedule):
+    student, x0 = exact_mixture(plane_mixture(schedule)), normal(5, 2)
+    players = denoising_duel(
+        lambda x_t, z, t, cond: student.x0_hat(x_t, t, cond), schedule, x0, None, draws(), step_of(0.7, 0.0), 1
+    )
+    torch.testing.assert_close(players.real, x0, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(players.fake, student.x0_hat(players.x_t, players.t), rtol=1e-12, atol=1e-12)
 
 
 def test_jumps_that_do_not_fill_the_grid_are_refused():

@@ -17,7 +17,7 @@ from diffusion_core.experts import Energy, Known
 from diffusion_core.noise import Noise, PerSample, Shared
 from diffusion_core.oracles import GaussianData
 from diffusion_core.particles import Particles, Resampling, effective_share, offspring, sample_particles
-from diffusion_core.schedule import Cosine, Linear, VarianceExploding
+from diffusion_core.schedule import Cosine, Linear
 from tests.diffusion_core.test_sample import Operations
 from tests.diffusion_core.worlds import gaussian, mixture, plane_mixture, vector
 
@@ -94,7 +94,7 @@ def test_systematic_counts_are_the_nearest_integers_and_never_vary_more_than_mul
 
 def test_equal_weights_and_systematic_resampling_change_nothing():
     uniform = torch.rand(7, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert torch.equal(offspring(torch.full((7, 12), 1 / 12), uniform, "systematic"), torch.arange(12).expand(7, 12))
+    assert torch.equal(offspring(torch.full((7, 12), 1 / 12).double(), uniform, "systematic"), torch.arange(12).expand(7, 12))
 
 
 def test_a_place_at_the_end_is_somebodys():
@@ -113,7 +113,7 @@ def test_the_effective_share():
 # --- weights by density ---------------------------------------------------------------------------------
 
 
-def check_unbiased(weigh="density", resampling=None, corrector=None, groups=400, k=64, n=6, exponents=(0.9, 0.6)):
+def check_unbiased(weigh="density", resampling=None, corrector=None, groups=400, k=64, n=6, exponents=(1.2, 0.8)):
     """Unbiased for a handful of steps: the normaliser and the unnormalised moments, within 4 standard errors."""
     schedule = Linear()
     grid = grid_of(schedule, n, 0.05)
@@ -125,16 +125,16 @@ def check_unbiased(weigh="density", resampling=None, corrector=None, groups=400,
     truth = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
     errors = estimates.std(0) / math.sqrt(groups)
     assert bool(((estimates.mean(0) - truth).abs() < 4.0 * errors).all()), (estimates.mean(0), errors)
-    # and the test could have seen a tenth
-    assert bool((errors < 0.04).all()), errors
+    # and the test could have seen a hundredth
+    assert bool((errors < 0.004).all()), errors
 
 
 @pytest.mark.parametrize(
     ("resampling", "corrector"),
     [
         (None, None),
-        (Resampling(), None),
-        (Resampling(0.8, 0.6, "stratified"), None),
+        (Resampling(0.95), None),
+        (Resampling(1.1, 0.6, "stratified"), None),
         (Resampling(1.1, 1.0, "multinomial"), Mala(1, 0.4)),
     ],
     ids=["weights", "resampled", "stratified below 0.6", "always, with MALA"],
@@ -144,7 +144,7 @@ def test_weights_by_density_are_unbiased_for_any_number_of_steps(resampling, cor
 
 
 def test_a_quotient_is_unbiased_too():
-    check_unbiased(exponents=(1.6, -0.4), resampling=Resampling())
+    check_unbiased(exponents=(1.6, -0.4), resampling=Resampling(0.95))
 
 
 def test_a_single_gaussian_expert_needs_no_weights_in_the_limit():
@@ -201,7 +201,7 @@ def test_a_cost_on_the_noisy_sample_is_weighted(weigh):
 
 def check_cost(weigh="path") -> None:
     """N(m, v) exp(-(x - c)^2 / (2 u)) at the last time, whatever the cost was before: within 4 standard errors."""
-    schedule, groups, c, u = VarianceExploding(20.0), 60, 1.2, 0.8
+    schedule, groups, c, u = Linear(), 60, 1.2, 0.8
     grid = grid_of(schedule, 60, 0.02)
     data = GaussianData(schedule, vector(-0.3), vector(0.7))
     cost = Energy(lambda x, t: (x - c).square().sum(1) / (2.0 * u), on="x_t")
@@ -266,7 +266,7 @@ def test_a_group_does_not_depend_on_the_others(weigh):
     assert torch.equal(together.log_weights[1], alone.log_weights[0])
     assert torch.equal(together.log_normalizer[1], alone.log_normalizer[0])
     assert torch.equal(together.effective[:, 1], alone.effective[:, 0])
-    assert together.accepted is not None and together.accepted.shape == (8, 3)
+    assert together.accepted is not None and together.accepted.shape == (7, 3)
 
 
 def test_weighted_particles_resampled_have_the_weighted_mean():
@@ -314,7 +314,5 @@ def test_mistakes_are_refused_with_what_to_do():
         sample_particles(cosine, grids.uniform(4), x, noise)
     with pytest.raises(WorkbenchError, match="rising"):
         sample_particles(data, grid.flip(0), x, noise)
-    with pytest.raises(WorkbenchError, match="expected path or density"):
-        sample_particles(data, grid, x, noise, weigh="kernel")  # type: ignore[arg-type]
-    with pytest.raises(WorkbenchError, match="expected systematic"):
-        offspring(torch.ones(1, 2).double(), torch.ones(1, 2).double(), "residual")  # type: ignore[arg-type]
+    with pytest.raises(WorkbenchError, match="sum to -0.5; expected more than 0"):
+        sample_particles(data**-0.5, grid, x, noise)

@@ -8,12 +8,22 @@ from torch import Tensor
 from diffusion_core.oracles import GaussianData, GaussianMixture
 from diffusion_core.schedule import (
     Cosine,
+    GeometricVarianceExploding,
+    Laplace,
+    LearnedLogSnr,
     Linear,
+    Range,
     RectifiedFlow,
     Schedule,
+    Shifted,
+    Sigmoid,
+    SubVariancePreserving,
     VarianceExploding,
+    ZeroTerminal,
     cosine_betas,
     linear_betas,
+    scaled_linear_betas,
+    sigmoid_betas,
 )
 
 SMOOTH: dict[str, Schedule] = {
@@ -28,6 +38,37 @@ SCHEDULES: dict[str, Schedule] = {
     "linear_betas": linear_betas(),
     "cosine_betas": cosine_betas(),
 }
+
+
+def bent() -> LearnedLogSnr:
+    """A learned schedule whose parameters are not where they begin."""
+    schedule, generator = LearnedLogSnr(6), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in schedule.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
+    return schedule.requires_grad_(False)
+
+
+EVERY_SCHEDULE: dict[str, Schedule] = {
+    **SCHEDULES,
+    "scaled_linear_betas": scaled_linear_betas(),
+    "sigmoid_betas": sigmoid_betas(),
+    "sigmoid": Sigmoid(),
+    "steep_sigmoid": Sigmoid(0.0, 3.0, 0.3),
+    "laplace": Laplace(),
+    "wide_laplace": Laplace(0.7, 3.0),
+    "sub_preserving": SubVariancePreserving(),
+    "geometric": GeometricVarianceExploding(),
+    "zero_terminal": ZeroTerminal(Linear()),
+    "zero_terminal_betas": ZeroTerminal(scaled_linear_betas()),
+    "shifted_linear": Shifted(Linear(), 4.0),
+    "shifted_cosine": Shifted(Cosine(), 0.5),
+    "shifted_flow": Shifted(RectifiedFlow(), 3.0),
+    "shifted_exploding": Shifted(VarianceExploding(20.0), 2.0),
+    "range": Range(Cosine(), 0.1, 0.9),
+    "learned": bent(),
+}
+NOISY_AT_ZERO = {"geometric", "range", "learned"}
 
 
 def vector(*values: float) -> Tensor:
