@@ -253,7 +253,7 @@ def _time_of(schedule: Schedule, sigma: float) -> float:
             f"karras grid: got a noise level sigma/alpha={sigma}, which {schedule} does not reach; expected one from "
             f"{ends[0]:.6g} to {ends[1]:.6g}."
         )
-    return min(t, 1.0)
+    return 1.0 if t > 1.0 - 1e-12 else t
 
 
 def _beta_quantile(level: Times, a: float, b: float) -> Times:

@@ -26,7 +26,7 @@ def _check_weights(weights: Tensor) -> None:
         raise WorkbenchError(f"mixture: got weights {weights.tolist()}; expected positive ones that sum to 1.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WrappedMixture(Denoiser):
     """``x0 ~ sum_k weights_k prod_d WN(means_kd, stds_k)`` on a torus of d axes.
 
@@ -103,7 +103,7 @@ class WrappedMixture(Denoiser):
         return (0.5 * (low + high))[:, None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RotationMixture(Denoiser):
     """``x0 ~ sum_k weights_k IGSO3(means_k, stds_k)``; its score is a tangent vector (..., 3).
 

@@ -1,26 +1,35 @@
 """Particles: weighted samples, whose weights make up for what the sampler does wrong.
 
 Ancestral sampling with the score of ``pi_t = prod_k p_k,t^w_k`` does not arrive at ``pi_s``. By how much a path was
-too likely is known, so a path gets a weight, and many of them under their weights are a sample of the product. A step
-from x_t to x_s multiplies the weight by
+too likely is known, so a path gets a weight, and many of them under their weights are a sample of the product.
 
-    pi_s(x_s) q(x_t | x_s) / (pi_t(x_t) K(x_s | x_t)),        K = N(a x_t + b x0_hat, std^2),
+By density. A step from x_t to x_s multiplies the weight by
 
-K the ancestral kernel that drew x_s, and q the forward process. With densities (``weigh="density"``) that is exact for
-any number of steps. Without (``weigh="path"``), the ratio of the densities is taken in the limit of small steps,
+    pi_s(x_s) L(x_t | x_s) / (pi_t(x_t) K(x_s | x_t)),
+
+K the kernel that drew x_s and L one back, any; that is exact for any number of steps. With W the sum of the exponents,
+
+    K = N(a x_t + b sum_k w_k x0_hat_k / W, std^2 / W),        L = N(alpha_ts x_s, var_ts / W),
+
+the ancestral and the forward kernel with noise as narrow as that of a product of W priors: where nothing is known of
+the data yet they leave the product as it is, and no weight is spent there.
+
+By path, without densities, K has the product's own x0_hat and all of its noise, and the weight's limit for small steps,
 
     d log w = (1 - W) d d(log alpha) + 1/2 (|eps|^2 - sum_k w_k |eps_k|^2) d(log_snr),
 
-where eps_k is the noise that expert k sees in x_t, eps the one that the product sees (``eps - x / sigma`` is linear in
-the x0_hat), W the sum of the exponents and d the number of dimensions. A factor ``exp(-cost)`` multiplies the weight by
-its own ratio, and by what the pull of the cost changed in K.
+where eps_k is the noise that expert k sees in x_t, eps the one that the product sees, d the number of dimensions. (The
+narrow noise would bring in the divergence of the score.) A factor ``exp(-cost)`` multiplies the weight by its own
+ratio, and by what the pull of the cost changed in K. The error is of the order of the step, and unlike by density the
+weights spread at high noise already, the more the further W is from 1.
 
-Weights degenerate: after n steps almost all weight may lie on a few paths. The effective sample size says so, and
-resampling inside each group replaces light particles by copies of heavy ones, which a corrector then moves apart.
-Without resampling and corrector do not trust the weights of a product of distant experts.
+Weights degenerate: after some steps most of the weight may lie on few paths. The effective sample size says so, and
+resampling inside each group replaces light particles by copies of heavy ones, which a corrector then moves apart. One
+that is not exact (`Ula`) leaves the samples better than it found them, but biases the normaliser.
 
-Source: Skreta et al. 2025, "Feynman-Kac Correctors" (arXiv 2503.02819); with costs Wu et al. 2023, "Twisted Diffusion
-Sampler" (arXiv 2306.17775); the weights of any kernel: Del Moral et al. 2006 (doi 10.1111/j.1467-9868.2006.00553.x).
+Source: by path: Skreta et al. 2025, "Feynman-Kac Correctors" (arXiv 2503.02819), here in terms of eps and log-SNR; with
+costs: Wu et al. 2023, "Twisted Diffusion Sampler" (arXiv 2306.17775); the weights of any K and L: Del Moral et al. 2006
+(doi 10.1111/j.1467-9868.2006.00553.x). The narrow K and L are our choice.
 """
 
 from __future__ import annotations
@@ -125,8 +134,8 @@ def sample_particles(
         cond: passed to the denoiser; batch axis as in ``x``.
         groups: independent problems N; the particles of one stand together.
         weigh: "density" needs log-densities, "path" does not; see the module.
-        variance: of K, as in `ddpm`. "small" is that of a point and makes weights by density heavy-tailed; "large" is
-            that of unit data, or of any data that is smooth at the scale sigma_t.
+        variance: std^2, as in `ddpm`: "small" is right for data that is a point and makes weights by density
+            heavy-tailed; "large" for unit data, or any that is smooth at the scale sigma_t.
         resampling: None only weighs.
         corrector: moves the particles at the end of every step above t = 0, after resampling.
 
@@ -342,7 +351,8 @@ def _exponents(denoiser: Denoiser, times: Float64[Tensor, " n"]) -> list[float]:
     Raises:
         WorkbenchError: it is not positive.
     """
-    exponents = [denoiser.exponent(t) if isinstance(denoiser, Product) else 1.0 for t in times.tolist()]
+    factors = denoiser.denoisers if isinstance(denoiser, Product) else ((denoiser, 1.0),)
+    exponents = torch.stack([strength_at(strength, times) for _, strength in factors]).sum(0).tolist()
     if min(exponents) <= 0.0:
         raise WorkbenchError(
             f"particles: got exponents that sum to {min(exponents):.4g}; expected more than 0 at every time."

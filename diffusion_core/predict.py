@@ -27,7 +27,7 @@ schedule and s = 1 it is -v.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -183,7 +183,7 @@ def noise_label(kind: Prediction, schedule: Schedule, t: Times) -> Times:
     return label
 
 
-def _named(kind: Prediction) -> Prediction:
+def _named(kind: Any) -> Any:
     return F() if kind == "F" else kind
 
 

@@ -28,6 +28,8 @@ class ScoreNetwork(nn.Module, Denoiser):
         scale: ``"norm"`` for an output of unit variance at every sigma, ``"sigma"`` for ``sigma score``.
     """
 
+    process: Torus | SO3
+
     def __init__(self, network: nn.Module, process: Torus | SO3, scale: ScoreScale = "norm") -> None:
         super().__init__()
         self.network = network

@@ -149,7 +149,7 @@ class Importance(nn.Module):
         ends = p.cumsum(0)
         k = torch.searchsorted(ends, u, right=True).clamp(max=bins - 1)
         within = ((u - (ends - p)[k]) / p[k]).clamp(0.0, 1.0)
-        t = (k + 1.0) / bins if self.n_train else ((k + within) / bins).clamp(max=1.0)
+        t = (k.double() + 1.0) / bins if self.n_train else ((k + within) / bins).clamp(max=1.0)
         return t, 1.0 / (bins * p[k])
 
     @torch.no_grad()

@@ -29,7 +29,7 @@ ANGLES = torch.tensor([90.0, 210.0, 330.0], dtype=torch.float64).deg2rad()
 MEANS = torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 STDS = torch.full((3,), 0.45, dtype=torch.float64)
 COLOURS = ((0.84, 0.37, 0.0), (0.0, 0.45, 0.7), (0.0, 0.62, 0.45))
-REACH = 2.6
+REACH = 3.4
 
 
 def worlds() -> tuple[GaussianMixture, list[GaussianMixture]]:

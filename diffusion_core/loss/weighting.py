@@ -142,7 +142,7 @@ class LearnedWeights(nn.Module):
 
     At that minimum every noise level contributes the same gradient: the uncertainties of a multi-task loss. Train it
     with the model and drop it afterwards. Where EDM2 has random Fourier features, ``u`` is a cosine series of
-    ``log_snr / 8`` clamped to [-5, 5], the range of EDM's noise label; at first it is 0 and the loss unchanged.
+    ``log_snr`` clamped to [-20, 20]; at first it is 0 and the loss unchanged.
 
     Args:
         terms: of the series.
@@ -158,7 +158,7 @@ class LearnedWeights(nn.Module):
 
     def log_loss(self, schedule: Schedule, t: Times) -> Float[Tensor, "..."]:
         """``u`` at times ``t``, in the precision of the parameters."""
-        position = 0.5 + (schedule.log_snr(t) / 8.0).clamp(-5.0, 5.0) / 10.0
+        position = 0.5 + schedule.log_snr(t).clamp(-20.0, 20.0) / 40.0
         order = torch.arange(len(self.series), dtype=torch.float64, device=t.device)
         return torch.cos(math.pi * order * position[..., None]).to(self.series) @ self.series
 

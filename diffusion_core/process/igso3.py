@@ -11,7 +11,7 @@ with ``a_k = angle - 2 pi k``: one is Poisson's sum of the other. The angle itse
 ``f (1 - cos angle) / pi`` on [0, pi].
 
 Source: Nikolayev & Savyolova 1997, "Normal distribution on the rotation group SO(3)"; Leach et al. 2022, "Denoising
-Diffusion Probabilistic Models on SO(3)", and Yim et al. 2023 (arXiv 2302.02277), section 3, give the first series. For
+Diffusion Probabilistic Models on SO(3)", and Yim et al. 2023 (arXiv 2302.02277) give the first series. For
 small sigma they keep three images or cut the characters; here both series are used where they are exact.
 """
 
@@ -71,7 +71,7 @@ def score_norm(sigma: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
 
     It is ``3 / sigma^2`` for small sigma and ``18 exp(-2 sigma^2)`` for large.
 
-    Source: Yim et al. 2023, section 3.3 and its weighting (arXiv 2302.02277).
+    Source: Yim et al. 2023 (arXiv 2302.02277), whose loss it weighs.
     """
     table = _norm_table().to(sigma.device)
     nodes, weights = stencil(sigma.clamp(max=FLAT) * ((len(table) - 1) / FLAT), len(table))

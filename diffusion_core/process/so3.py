@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_core.errors import WorkbenchError
 from diffusion_core.predict import align
 from diffusion_core.process import Process, Source, igso3
 from diffusion_core.process.gaussian import weighted_sum
@@ -39,7 +40,7 @@ class SO3(Process):
     Raises:
         WorkbenchError: the schedule's alpha is not 1.
 
-    Source: Leach et al. 2022, "Denoising Diffusion Probabilistic Models on SO(3)"; Yim et al. 2023, section 3
+    Source: Leach et al. 2022, "Denoising Diffusion Probabilistic Models on SO(3)"; Yim et al. 2023
     (arXiv 2302.02277).
     """
 
@@ -104,8 +105,22 @@ class SO3(Process):
         """``score + J gradient`` with a gradient that is a tangent (see `tangent`).
 
         ``J = 1`` for one in x_t; for one in x0_hat, uniform data stands in, as in `Torus.tilt`.
+
+        Raises:
+            WorkbenchError: when called with a gradient that is not a tangent.
         """
-        return tilted(self.schedule.sigma(times), of, UNIFORM_VARIANCE)
+        add = tilted(self.schedule.sigma(times), of, UNIFORM_VARIANCE)
+
+        def checked(score: Tensor, gradient: Tensor, i: int) -> Tensor:
+            # a matrix of partial derivatives would broadcast over a batch of three
+            if gradient.shape != score.shape:
+                raise WorkbenchError(
+                    f"energy on rotations: got a gradient of shape {tuple(gradient.shape)} for a score of shape "
+                    f"{tuple(score.shape)}; expected a tangent at x, which so3.tangent makes of partial derivatives."
+                )
+            return add(score, gradient, i)
+
+        return checked
 
     def pin(self, times: Times) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
         """Where the data is known, the score is that of ``q(x_t | values)``; ``mask`` is (..., 1) or as the score."""

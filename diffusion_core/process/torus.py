@@ -35,7 +35,7 @@ class Torus(Process):
     Raises:
         WorkbenchError: the schedule's alpha is not 1, or the period not positive.
 
-    Source: Jiao et al. 2023, section 4.2 (arXiv 2309.04475); De Bortoli et al. 2022 (arXiv 2202.02763). There the
+    Source: Jiao et al. 2023 (arXiv 2309.04475); De Bortoli et al. 2022 (arXiv 2202.02763). There the
     wrapped normal's score is a truncated sum of images; here it is exact at every sigma.
     """
 
@@ -71,6 +71,8 @@ class Torus(Process):
 
     def prior_error(self, t: float) -> float:
         """The total variation between one coordinate of ``x_t`` given ``x0`` and the uniform distribution.
+
+        That of a state is at most the sum over its coordinates.
 
         ``(2 / pi) exp(-2 pi^2 sigma_t^2 / period^2)``, the first term of its Fourier series.
         """
@@ -149,6 +151,6 @@ def refuse_early_start(error: float, t: float, schedule: Schedule, enough: str) 
     if error > FLAT_ENOUGH:
         sigma = float(schedule.sigma(torch.tensor(t, dtype=torch.float64)))
         raise WorkbenchError(
-            f"prior: got sigma={sigma:.4g} at t={t:.4g}, where x_t is {error:.2g} in total variation away from uniform "
-            f"(a coordinate or a rotation); expected at most {FLAT_ENOUGH:g}: raise the largest sigma to {enough} or more."
+            f"prior: got sigma={sigma:.4g} at t={t:.4g}, where x_t is {error:.2g} in total variation from uniform; "
+            f"expected at most {FLAT_ENOUGH:g}: raise the schedule's largest sigma to {enough} or more."
         )

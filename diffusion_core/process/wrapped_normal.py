@@ -9,7 +9,7 @@ Its density has two exact series. With ``u = d / period`` for the displacement `
 The first converges fast for small r, the second for large r. Each is used where four terms on either side give
 float64's precision: truncating the images at any sigma leaves a force where the distribution is flat.
 
-Source: Mardia & Jupp 2000, "Directional Statistics", section 3.5.7.
+Source: Mardia & Jupp 2000, "Directional Statistics", chapter 3.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def score_norm(sigma: Float64[Tensor, "*b"], period: float) -> Float64[Tensor, "
 
     It is ``1 / sigma^2`` for small sigma and ``8 pi^2 / period^2 exp(-4 pi^2 sigma^2 / period^2)`` for large.
 
-    Source: Jiao et al. 2023, appendix B.1 (arXiv 2309.04475), who estimate it by sampling.
+    Source: Jiao et al. 2023 (arXiv 2309.04475), who estimate it by sampling.
     """
     r = sigma / period
     return 8.0 * math.pi**2 / period**2 * torch.exp(_log_excess(r) - 4.0 * (math.pi * r) ** 2)

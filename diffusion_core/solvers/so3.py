@@ -22,7 +22,7 @@ from diffusion_core.solvers.table import Table, falling_pairs, pairs, single_ste
 from diffusion_core.solvers.torus import ancestral_factors, flow_factor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geodesic(Plan):
     """A table of tangent vectors: its ``estimate`` and ``noise`` columns make the increment of each row."""
 
@@ -61,7 +61,7 @@ def geodesic_walk(process: SO3, grid: Grid) -> Geodesic:
     The ancestral step of flat space in the tangent space at ``x_t``. De Bortoli et al. walk with the noise of the
     forward process, ``sqrt(sigma_t^2 - sigma_s^2) z``, which has the same limit; this one ends without noise.
 
-    Source: De Bortoli et al. 2022, algorithm 1 (arXiv 2202.02763); Yim et al. 2023, section 3 (arXiv 2302.02277).
+    Source: De Bortoli et al. 2022, algorithm 1 (arXiv 2202.02763); Yim et al. 2023 (arXiv 2302.02277).
     """
     t, s = falling_pairs(grid)
     return _geodesic(t, s, *ancestral_factors(process.schedule, t, s))

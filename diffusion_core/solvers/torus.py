@@ -22,7 +22,7 @@ from diffusion_core.schedule import Schedule, Times
 from diffusion_core.solvers.table import Table, falling_pairs, pairs, single_step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Wrapped(Plan):
     """A table whose every sample is taken modulo ``period``.
 
@@ -64,7 +64,7 @@ def ancestral(process: Torus, grid: Grid) -> Wrapped:
 
     DDPM's step for alpha = 1, with ``x0_hat = x_t + sigma_t^2 score``.
 
-    Source: Song et al. 2021, appendix F (arXiv 2011.13456); on the torus Jiao et al. 2023, algorithm 2
+    Source: Song et al. 2021, appendix F (arXiv 2011.13456); on the torus Jiao et al. 2023
     (arXiv 2309.04475).
     """
     t, s = falling_pairs(grid)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from diffusion_core import grid as grids
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.schedule import Cosine, RectifiedFlow, VarianceExploding
+from diffusion_core.schedule import Cosine, RectifiedFlow, Shifted, VarianceExploding
 from tests.diffusion_core.worlds import SCHEDULES, vector
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
@@ -86,8 +87,10 @@ def test_trailing_counts_from_the_noise_end():
 
 
 @pytest.mark.parametrize(("n_train", "n"), [(1000, 10), (1000, 7), (1000, 33), (1000, 1000), (100, 16), (100, 1)])
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_discrete_grids_are_the_timesteps_of_diffusers(n_train, n, spacing):
+    if spacing == "linspace" and n == 1:
+        pytest.skip("theirs is the least noisy step")
     scheduler = pytest.importorskip("diffusers").DDIMScheduler(num_train_timesteps=n_train, timestep_spacing=spacing)
     scheduler.set_timesteps(n)
     ours = getattr(grids, spacing)(n_train, n)
@@ -115,6 +118,22 @@ def test_a_discrete_grid_of_all_steps_is_the_training_grid():
         lambda: grids.trailing(100, 101),
         lambda: grids.trailing(100, 0),
         lambda: grids.leading(100, 101),
+        lambda: grids.linspace(100, 101),
+        lambda: grids.beta(5, 0.0),
+        lambda: grids.beta(5, 0.6, 11.0),
+        lambda: grids.beta(0),
+        lambda: grids.shifted(grids.uniform(3), 0.0),
+        lambda: grids.of_steps(100, []),
+        lambda: grids.of_steps(100, [50, 50]),
+        lambda: grids.of_steps(100, [101, 50]),
+        lambda: grids.of_steps(100, [50, 0]),
+        lambda: grids.karras(VarianceExploding(80.0), 5, sigma_max=81.0),
+        lambda: grids.karras(VarianceExploding(80.0), 5, sigma_max=80.0, sigma_min=0.0),
+        lambda: grids.karras(VarianceExploding(80.0), 5, sigma_max=0.1, sigma_min=0.2),
+        lambda: grids.check_grid(torch.stack([vector(1.0, 0.5, 0.0), vector(0.0, 0.5, 1.0)], 1)),
+        lambda: grids.check_grid(torch.stack([vector(1.0, 0.5, 0.5), vector(1.0, 0.6, 0.6)], 1)),
+        lambda: grids.check_grid(torch.stack([vector(1.0, 0.5, 0.6), vector(1.0, 0.6, 0.4)], 1)),
+        lambda: grids.check_grid(torch.stack([vector(1.0, 0.5), vector(1.0, float("nan"))], 1)),
         lambda: grids.check_grid(vector(0.5)),
         lambda: grids.check_grid(vector(1.0, 0.5, 0.5)),
         lambda: grids.check_grid(vector(1.0, 0.5, 0.7)),
@@ -130,3 +149,71 @@ def test_impossible_grids_are_refused(build):
 
 def test_a_rising_grid_is_an_inversion_and_accepted():
     grids.check_grid(grids.uniform(5, 0.9, 0.1).flip(0))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_times_for_each_token_may_wait_for_one_another(shape):
+    # a staircase: in every step another token moves
+    wait = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # one begins at once and one ends at the end, so that something always moves
+    wait[0], wait[-1] = 0.0, 1.0
+    ramp = torch.linspace(0.0, 2.0, 9, dtype=torch.float64).reshape(-1, *(1 for _ in shape))
+    grid = 1.0 - (ramp - wait).clamp(0.0, 1.0)
+    assert bool((grid.diff(dim=0) == 0.0).any())
+    grids.check_grid(grid)
+    grids.check_grid(grid.flip(0))
+
+
+def test_karras_takes_the_noise_levels_of_edm():
+    n, schedule = 18, VarianceExploding(80.0)
+    by_level = grids.karras(schedule, n, sigma_max=80.0, sigma_min=0.002)
+    torch.testing.assert_close(by_level, grids.karras(schedule, n, 1.0, 0.002 / 80.0), rtol=1e-12, atol=0)
+    assert float(by_level[0]) == 1.0
+
+
+@every_schedule
+def test_karras_noise_levels_are_ratios_under_every_schedule(schedule):
+    grid = grids.karras(schedule, 7, sigma_max=5.0, sigma_min=0.05)
+    levels = torch.exp(-0.5 * schedule.log_snr(grid[:-1]))
+    roots = [5.0 ** (1 / 7) + i / 6 * (0.05 ** (1 / 7) - 5.0 ** (1 / 7)) for i in range(7)]
+    assert levels.tolist() == pytest.approx([root**7 for root in roots], rel=1e-9)
+
+
+def check_beta(quantiles) -> None:
+    """Quantiles of the distribution, by scipy's own inverse."""
+    for a, b in ((0.6, 0.6), (0.3, 2.0), (5.0, 1.0), (1.0, 1.0), (10.0, 9.5), (0.1, 0.1)):
+        for n in (1, 5, 50):
+            expected = stats.beta.ppf(1.0 - np.arange(n + 1) / n, a, b)
+            assert quantiles(n, a, b).tolist() == pytest.approx(expected.tolist(), rel=1e-8, abs=1e-12)
+
+
+def test_beta_is_made_of_quantiles():
+    check_beta(grids.beta)
+
+
+@given(n=st.integers(1, 40), a=st.floats(0.3, 3.0), b=st.floats(0.3, 3.0), ends=ends)
+def test_beta_falls_strictly_between_its_ends(n, a, b, ends):
+    end, start = ends
+    grid = grids.beta(n, a, b, start, end)
+    grids.check_grid(grid)
+    assert len(grid) == n + 1 and float(grid[-1]) == end and float(grid[0]) == pytest.approx(start, abs=1e-15)
+
+
+def check_shifted(shifted) -> None:
+    """The noise-to-signal ratio ``t / (1 - t)`` of a flow is multiplied, once for each call."""
+    grid = grids.uniform(9, 0.95, 0.05)
+    for factor in (0.5, 3.0):
+        once, twice = shifted(grid, factor), shifted(shifted(grid, factor), factor)
+        ratio = grid / (1.0 - grid)
+        torch.testing.assert_close(once / (1.0 - once), factor * ratio, rtol=1e-12, atol=0)
+        torch.testing.assert_close(twice / (1.0 - twice), factor**2 * ratio, rtol=1e-12, atol=0)
+        torch.testing.assert_close(once, Shifted(RectifiedFlow(), factor).sigma(grid), rtol=1e-13, atol=0)
+
+
+def test_a_shifted_grid_is_the_grid_of_a_shifted_flow():
+    check_shifted(grids.shifted)
+    assert grids.shifted(vector(1.0, 0.0), 3.0).tolist() == [1.0, 0.0]
+
+
+def test_a_grid_of_explicit_steps():
+    assert grids.of_steps(1000, [999, 500, 1]).tolist() == [0.999, 0.5, 0.001, 0.0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import grid as grids
+from diffusion_core.contracts import check_process
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.noise import PerSample, Shared
@@ -20,6 +21,7 @@ from diffusion_core.sample import sample
 from diffusion_core.schedule import Cosine, VarianceExploding
 from diffusion_core.solvers import so3 as solvers
 from diffusion_core.solvers.so3 import Geodesic
+from tests.diffusion_core.test_torus import check_no_host_reads, ks
 from tests.diffusion_core.worlds import vector
 
 RotationSolver = Callable[[SO3, Tensor], Geodesic]
@@ -55,13 +57,6 @@ def three_modes() -> RotationMixture:
 
 def angles_from(mean: Tensor, x: Tensor) -> Tensor:
     return so3.log(mean.mT @ x).norm(dim=-1)
-
-
-def ks(levels: Tensor) -> float:
-    """Kolmogorov's distance of ``levels`` from uniform in units of ``1 / sqrt(n)``."""
-    levels, n = levels.sort().values, len(levels)
-    rank = torch.arange(n, dtype=torch.float64) / n
-    return float(torch.maximum(levels - rank, rank + 1.0 / n - levels).max()) * math.sqrt(n)
 
 
 def cdf(angle: Tensor, sigma: float) -> Tensor:
@@ -278,10 +273,18 @@ def test_products_tilts_and_known_values():
     combined = BALL.combine(torch.tensor([[1.0, 0.0], [2.0, -1.0]], dtype=torch.float64), times)
     torch.testing.assert_close(combined(x, [a, b], 1), 2.0 * a - b, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(BALL.tilt(times, "x_t")(a, b, 0), a + b, rtol=1e-14, atol=1e-14)
+    with pytest.raises(WorkbenchError, match="tangent"):
+        BALL.tilt(times, "x_t")(a[:3], x[:3], 0)
     # near the data the known value is where Tweedie's formula leads
     near = x @ so3.exp(0.02 * a)
     pinned = BALL.pin(times)(near, b, torch.ones(4, 1, dtype=torch.bool), x, 1)
     torch.testing.assert_close(BALL.clean(times)(near, pinned, 1), x, rtol=0, atol=1e-4)
+
+
+def test_the_process_and_the_oracle_keep_the_contracts():
+    check_process(BALL, rotations(4))
+    check_process(BALL, rotations(6).reshape(2, 3, 3, 3).float())
+    check_no_host_reads(three_modes(), solvers.geodesic_walk(BALL, grids.uniform(5)), rotations(4))
 
 
 # --- solvers ---------------------------------------------------------------------------------------------

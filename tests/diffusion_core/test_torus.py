@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +13,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffusion_core import grid as grids
+from diffusion_core.contracts import HostReads, check_process
+from diffusion_core.denoise import Denoiser
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.noise import PerSample, Shared
 from diffusion_core.oracles_manifold import WrappedMixture
+from diffusion_core.plan import Plan, Together
 from diffusion_core.process import wrapped_normal as wrapped
+from diffusion_core.process.joint import Joint
 from diffusion_core.process.torus import Torus
 from diffusion_core.sample import sample, trajectory
-from diffusion_core.schedule import Linear, VarianceExploding
+from diffusion_core.schedule import GeometricVarianceExploding, Linear, VarianceExploding
+from diffusion_core.solvers import ddim
 from diffusion_core.solvers import torus as solvers
 from diffusion_core.solvers.torus import Wrapped
-from tests.diffusion_core.worlds import vector
+from tests.diffusion_core.worlds import gaussian, vector
 
 ScoreFn = Callable[[Tensor, Tensor, float], Tensor]
 TorusSolver = Callable[[Torus, Tensor], Wrapped]
@@ -173,6 +179,34 @@ def test_cdf_is_the_integral_of_the_density(sigma):
 # --- the process -----------------------------------------------------------------------------------------
 
 
+def check_no_host_reads(denoiser: Denoiser, plan: Plan, x: Tensor) -> None:
+    """No row of the loop waits for a tensor's value."""
+    noise = Shared(generator())
+    evaluate, advance = denoiser.bind(plan.bound), plan.begin(x, noise)
+    with HostReads() as reads:
+        for i in range(len(plan.ends_step)):
+            x = advance(x, evaluate(x, i), i)
+    assert reads.seen == []
+
+
+def test_the_process_and_the_oracle_keep_the_contracts():
+    check_process(LONG, plane_mixture(LONG).sample(4, generator()))
+    check_process(LONG, plane_mixture(LONG).sample(6, generator()).reshape(2, 3, 2).float())
+    x = LONG.prior(torch.randn(4, 2, generator=generator(), dtype=torch.float64))
+    for plan in (solvers.ancestral(LONG, grids.uniform(5)), solvers.flow(LONG, grids.uniform(5), 3)):
+        check_no_host_reads(plane_mixture(LONG), plan, x)
+
+
+def test_a_geometric_schedule_ends_at_its_least_noise():
+    process = Torus(GeometricVarianceExploding(0.005, 0.5))
+    data = even_mixture(process)
+    exact = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)[:, None]
+    plan = solvers.flow(process, grids.uniform(100), 2)
+    end = sample(data, plan, data.flow(exact, 0.0, 1.0))
+    assert float(wrapped.displacement(end, exact, 1.0).abs().max()) < 2e-3
+    assert process.prior(torch.zeros(2, 1)).tolist() == [[0.5], [0.5]]
+
+
 def test_other_schedules_and_periods_are_refused():
     with pytest.raises(WorkbenchError, match="alpha = 1"):
         Torus(Linear())
@@ -292,17 +326,21 @@ def test_a_rising_grid_inverts_the_flow():
     assert float(wrapped.displacement(back, x, 1.0).abs().max()) < 3e-4
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_adams_integrates_polynomials_in_u_exactly(order):
+def check_adams(solver: TorusSolver, order: int) -> None:
     """On a score that is a polynomial of u the step of full order is exact: no matter how uneven the grid."""
     grid = vector(0.9, 0.8, 0.55, 0.5, 0.2, 0.1)
-    table = solvers.flow(CIRCLE, grid, order).table
+    table = solver(CIRCLE, grid).table
     u = 0.5 * CIRCLE.schedule.sigma(grid) ** 2
     power = order - 1
     for i in range(power, 5):
         step = sum(float(table.estimate[i, k]) * float(u[i - k]) ** power for k in range(order))
         exact = (float(u[i]) ** (power + 1) - float(u[i + 1]) ** (power + 1)) / (power + 1)
         assert step == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_adams_integrates_polynomials_in_u_exactly(order):
+    check_adams(flow_of(order), order)
 
 
 def ks(levels: Tensor) -> float:
@@ -417,6 +455,29 @@ def test_per_sample_times_are_per_sample_runs():
     for j in range(2):
         alone = sample(data, solvers.flow(CIRCLE, grids_2[:, j].contiguous(), 1), x[j])
         torch.testing.assert_close(many[j], alone, rtol=0, atol=1e-12)
+
+
+def test_beside_another_field_it_runs_as_it_does_alone():
+    line, circle = gaussian(Linear()), even_mixture(CIRCLE)
+
+    class Both(Denoiser):
+        process = Joint({"line": line.process, "circle": circle.process})
+
+        def bind(self, times: Any, cond: Any = None) -> Any:
+            first, second = line.bind(times["line"]), circle.bind(times["circle"])
+            return lambda x, i: {"line": first(x["line"], i), "circle": second(x["circle"], i)}
+
+    plans: dict[str, Plan] = {
+        "line": ddim(Linear(), grids.uniform(8, 0.99)),
+        "circle": solvers.flow(CIRCLE, grids.uniform(8), 2),
+    }
+    base = Both.process.noise(
+        {"line": torch.zeros(4, 2).double(), "circle": torch.zeros(4, 1).double()}, Draws(generator())
+    )
+    x = Both.process.prior(base)
+    end = sample(Both(), Together(plans), x)
+    assert torch.equal(end["line"], sample(line, plans["line"], x["line"]))
+    assert torch.equal(end["circle"], sample(circle, plans["circle"], x["circle"]))
 
 
 def test_a_sample_does_not_depend_on_its_batch():

@@ -49,7 +49,7 @@ def third_order(second_difference: float = 1.0, half: float = 0.5, tau: float = 
         of_bend = (of_d_1 * r_0 + of_d_2) / (r_0 + r_1)
         of_first, of_second = of_d_1 + of_bend, -of_bend
         exact = integral.lagrange(rows)
-        weights = [-of_first / r_0 + of_second / r_0 * 0.0 + of_second / r_1, -of_second / r_1]
+        weights = [-of_first / r_0 + of_second / r_1, -of_second / r_1]
         full = rows.nodes[:, 1] >= 0
         return integral.table(rows, [torch.where(full, w, v) for w, v in zip(weights, exact, strict=True)])
 
@@ -79,12 +79,12 @@ def correction_from(edit: Callable[[Tensor], Tensor]) -> Callable[..., Table]:
 
 
 def quadrature_of_two_points(patch: Patch) -> None:
-    patch.setattr(adams, "_POINTS", [-(3.0**-0.5), 3.0**-0.5])
-    patch.setattr(adams, "_WEIGHTS", [1.0, 1.0])
+    patch.setattr(adams, "_FRACTIONS", [0.5 - 12.0**-0.5, 0.5 + 12.0**-0.5])
+    patch.setattr(adams, "_WEIGHTS", [0.5, 0.5])
 
 
-def midpoint_everywhere(patch: Patch) -> None:
-    """UniPC's and 2M's shortcut taken for the stages of a start too: none of them has an exact integral."""
+def stages_of_first_order(patch: Patch) -> None:
+    """The stages of a start forget the stage before them."""
     right = Integral.lagrange
 
     def wrong(self: Integral, rows: Rows) -> list[Tensor]:
@@ -143,7 +143,7 @@ DEFECTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "3M, noise prediction: a first-order start": (none, lambda: check_global_order(PUBLISHED["3m"], Cosine(), 3.0)),
     "LMS4: a first-order start": (none, lambda: check_global_order(PUBLISHED["lms4"], Cosine(), 4.0)),
     "UniPC3: a start of second order": (none, lambda: check_global_order(PUBLISHED["unipc3"], Cosine(), 4.0)),
-    "stages of first order": (midpoint_everywhere, lambda: check_global_order(dpm_solver_pp_3m, Cosine(), 3.0)),
+    "stages of first order": (stages_of_first_order, lambda: check_global_order(dpm_solver_pp_3m, Cosine(), 3.0)),
     "corrector: not there": (
         none,
         lambda: check_corrector_order(correction_from(torch.zeros_like), Linear(), 2, 0.0),
