@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import product as pairs
 from pathlib import Path
@@ -29,7 +28,7 @@ from diffusion_core.correct import Hmc, Mala, Ula
 from diffusion_core.denoise import Denoiser
 from diffusion_core.noise import Shared
 from diffusion_core.oracles import GaussianMixture
-from diffusion_core.particles import Particles, Resampling, sample_particles
+from diffusion_core.particles import Resampling, sample_particles
 from diffusion_core.report import ACCENT, MUTED, save_figure, subplots
 from diffusion_core.sample import Corrector, sample
 from diffusion_core.schedule import Linear
@@ -38,7 +37,7 @@ from diffusion_core.solvers import ddim, ddpm
 SCHEDULE = Linear()
 STEPS = 64
 GRID = grids.log_snr_uniform(SCHEDULE, STEPS, 0.999, 0.002)
-SEEDS = 8
+SEEDS = 6
 SAMPLES = 4000
 DIRECTIONS = 32
 
@@ -56,8 +55,16 @@ class Problem:
     """A product of mixtures with exponents, and the places that count as its modes."""
 
     what: str
-    factors: tuple[tuple[GaussianMixture, float], ...]
+    factors: tuple[tuple[Any, float], ...]
     modes: tuple[Any, ...]
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.centres[0])
+
+    @property
+    def centres(self) -> Tensor:
+        return torch.tensor([m if isinstance(m, tuple) else (m,) for m in self.modes], dtype=torch.float64)
 
     def denoiser(self) -> Denoiser:
         total: Any = None
@@ -72,9 +79,8 @@ class Problem:
 
     def shares(self, x: Tensor, weights: Tensor) -> Tensor:
         """Share of each mode: of what is nearest to it."""
-        centres = torch.tensor([m if isinstance(m, tuple) else (m,) for m in self.modes], dtype=torch.float64)
-        nearest = torch.cdist(x, centres).argmin(1)
-        return torch.zeros(len(centres), dtype=torch.float64).index_add_(0, nearest, weights) / weights.sum()
+        nearest = torch.cdist(x, self.centres).argmin(1)
+        return torch.zeros(len(self.modes), dtype=torch.float64).index_add_(0, nearest, weights) / weights.sum()
 
 
 PROBLEMS: dict[str, Problem] = {
@@ -135,7 +141,7 @@ class Truth:
 
     @classmethod
     def of(cls, problem: Problem) -> Truth:
-        d = problem.factors[0][0].means.shape[1]
+        d = problem.dimensions
         axis = torch.linspace(-6.0, 6.0, 40_001 if d == 1 else 601, dtype=torch.float64)
         x = axis[:, None] if d == 1 else torch.cartesian_prod(axis, axis)
         return cls(x, problem.log_density(x).softmax(0))
@@ -198,12 +204,11 @@ class Counted(Denoiser):
         return counted
 
 
-@contextmanager
-def counted(problem: Problem) -> Iterator[tuple[Problem, list[int]]]:
-    """The problem with its first expert counting."""
+def counted(problem: Problem) -> tuple[Problem, list[int]]:
+    """The problem with its first expert counting, and its count."""
     (first, exponent), *others = problem.factors
     expert = Counted(first)
-    yield Problem(problem.what, ((expert, exponent), *others), problem.modes), expert.calls  # type: ignore[arg-type]
+    return replace(problem, factors=((expert, exponent), *others)), expert.calls
 
 
 Sampler = Callable[[Denoiser, Tensor, Shared], Tensor]
@@ -222,15 +227,17 @@ def weighted(resampling: Resampling | None, corrector: Corrector | None = None, 
     return run
 
 
-def unweighted(denoiser: Denoiser, x: Tensor, noise: Shared) -> Tensor:
-    end: Particles = sample_particles(denoiser, GRID, x, noise, weigh="density", resampling=None)
-    return end.x
+def narrow(denoiser: Any, x: Tensor, noise: Shared) -> Tensor:
+    """What particles by density propose, without weights: no correction, but stationary where no data is left."""
+    total = denoiser.exponent(0.5)
+    table = ddpm(SCHEDULE, GRID, "large")
+    return sample(denoiser ** (1.0 / total), replace(table, noise=table.noise / math.sqrt(total)), x, noise=noise)
 
 
 SAMPLERS: dict[str, Sampler] = {
     "DDIM": plain(ddim),
     "DDPM": plain(ddpm),
-    "DDPM, mean of experts, noise / sqrt(W)": unweighted,
+    "DDPM, mean of experts, noise / sqrt(W)": narrow,
     "DDPM + ULA x1": plain(ddpm, Ula(1, 0.1)),
     "DDPM + ULA x5": plain(ddpm, Ula(5, 0.1)),
     "DDPM + ULA x20": plain(ddpm, Ula(20, 0.1)),
@@ -249,9 +256,7 @@ FLOOR = "independent draws"
 
 def run(problem: Problem, sampler: Sampler, n: int, seed: int) -> Tensor:
     denoiser, noise = problem.denoiser(), Shared(torch.Generator().manual_seed(seed))
-    d = problem.factors[0][0].process and problem.modes[0]
-    shape = (n, len(d) if isinstance(d, tuple) else 1)
-    base = noise.normal(shape, torch.float64, torch.device("cpu"))
+    base = noise.normal((n, problem.dimensions), torch.float64, torch.device("cpu"))
     return sampler(denoiser, experts.start(denoiser, base, float(GRID[0])), noise)
 
 
@@ -262,12 +267,11 @@ def measure(problem: Problem, n: int, seeds: int) -> list[dict[str, Any]]:
     rows = []
     for name, sampler in [*SAMPLERS.items(), (FLOOR, None)]:
         apart, missed, seconds = [], [], []
-        calls = [0, 0]
+        counting, calls = counted(problem)
         for seed in range(seeds):
-            with counted(problem) as (counting, calls):
-                begin = time.process_time()
-                x = truth.sample(n, 2 * seed) if sampler is None else run(counting, sampler, n, seed)
-                seconds.append(time.process_time() - begin)
+            begin = time.process_time()
+            x = truth.sample(n, 2 * seed) if sampler is None else run(counting, sampler, n, seed)
+            seconds.append(time.process_time() - begin)
             apart.append(distance(x))
             missed.append(float((problem.shares(x, torch.ones(n, dtype=torch.float64)) - right).abs().sum() / 2.0))
         rows.append(
@@ -275,8 +279,8 @@ def measure(problem: Problem, n: int, seeds: int) -> list[dict[str, Any]]:
                 "sampler": name,
                 "w1": results.mean(apart),
                 "mode_error": results.mean(missed),
-                "evaluations": calls[0],
-                "log_densities": calls[1],
+                "evaluations": calls[0] // seeds,
+                "log_densities": calls[1] // seeds,
                 "cpu_ms": round(1e3 * min(seconds), 1),
             }
         )
@@ -315,7 +319,6 @@ def draw(path: Path, n: int) -> None:
         below.contour(grid.numpy(), grid.numpy(), surface.numpy(), levels, colors="black", linewidths=0.7)
         below.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xticks=[], yticks=[], aspect="equal")
         below.spines[:].set_color(MUTED)
-    figure.tight_layout()
     save_figure(figure, path)
 
 

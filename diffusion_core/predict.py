@@ -55,8 +55,9 @@ class F:
         return torch.hypot(schedule.alpha(t) * self.sigma_data, schedule.sigma(t))
 
 
-Prediction = Literal["x0", "eps", "v", "velocity", "score", "F"] | F
-PREDICTIONS: tuple[Prediction, ...] = ("x0", "eps", "v", "velocity", "score", "F")
+Kind = Literal["x0", "eps", "v", "velocity", "score", "F"]
+Prediction = Kind | F
+PREDICTIONS: tuple[Kind, ...] = ("x0", "eps", "v", "velocity", "score", "F")
 
 
 def mixture(kind: Prediction, schedule: Schedule, t: Times) -> tuple[Times, Times]:
@@ -80,7 +81,7 @@ def mixture(kind: Prediction, schedule: Schedule, t: Times) -> tuple[Times, Time
         case F(s) as edm:
             n = edm.width(schedule, t)
             return schedule.sigma(t) / (s * n), -s * schedule.alpha(t) / n
-    raise WorkbenchError(f"prediction: got {kind!r}; expected one of {', '.join(map(str, PREDICTIONS))}.")
+    raise WorkbenchError(f"prediction: got {kind!r}; expected one of {', '.join(PREDICTIONS)}.")
 
 
 def coefficients(source: Prediction, target: Prediction, schedule: Schedule, t: Times) -> tuple[Times, Times]:

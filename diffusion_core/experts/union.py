@@ -21,7 +21,8 @@ from diffusion_core.process.gaussian import Gaussian
 class Union(Denoiser):
     """``sum_k p_k(x)``, a mixture with equal shares. Written with ``|``.
 
-    Its estimate is the mean of the parts' estimates, weighted by how likely each makes ``x_t``. Where every part knows
+    Its estimate is the mean of the parts' estimates (of their probabilities, for classes), weighted by how likely each
+    makes ``x_t``. Where every part knows
     its log-density, by that. Where one does not, by how likely each made the path so far:
 
         log share_k += log N(x_s; a x_t + b x0_hat_k, std^2),
@@ -48,13 +49,12 @@ class Union(Denoiser):
 
     def bind(self, times: Any, cond: Any = None) -> Evaluate:
         evaluate_all = batched([with_condition(part, cond) for part in self.parts], times)
+        mix = self.process.mix(times)
         log_shares = self._from_densities(times, cond) if self.has_log_density else self._from_the_path(times)
 
-        def evaluate(x: Tensor, i: int) -> Tensor:
+        def evaluate(x: Any, i: int) -> Any:
             estimates = evaluate_all(x, i)
-            share = log_shares(x, estimates, i).softmax(1)
-            share = share.reshape(*share.shape, *[1] * (x.ndim - 1))
-            return (share.to(x.dtype) * torch.stack(list(estimates), 1)).sum(1)
+            return mix(x, estimates, log_shares(x, estimates, i).softmax(1), i)
 
         return evaluate
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -58,6 +59,13 @@ class Process(ABC):
         """
 
     @abstractmethod
+    def mix(self, times: Any) -> Callable[[Any, Sequence[Any], Tensor, int], Any]:
+        """``mixed(x_t, estimates, shares, i)``: the estimate of ``sum_k p_k``, given how likely each made ``x_t``.
+
+        ``shares`` (batch, K) sum to 1: ``p_k(x_t) / sum_j p_j(x_t)``.
+        """
+
+    @abstractmethod
     def clean(self, times: Any) -> Callable[[Any, Any, int], Any]:
         """The point estimate of the data that a cost looks at: ``clean(x_t, estimate, i) -> x0_hat``."""
 
@@ -71,4 +79,10 @@ class Process(ABC):
 
     @abstractmethod
     def pin(self, times: Any) -> Callable[[Any, Any, Tensor, Any, int], Any]:
-        """``pinned(x_t, estimate, mask, values, i)``: the estimate when the data is known to be ``values`` at ``mask``."""
+        """``pinned(x_t, estimate, mask, values, i)``: the estimate of data known to be ``values`` at ``mask``."""
+
+
+def mean_by_shares(x: Tensor, estimates: Sequence[Tensor], shares: Tensor, i: int) -> Tensor:
+    """``sum_k share_k estimate_k``: how posterior means, and how scores, of a mixture go together."""
+    shares = shares.to(estimates[0].dtype).reshape(*shares.shape, *[1] * (estimates[0].ndim - 1))
+    return (shares * torch.stack(list(estimates), 1)).sum(1)

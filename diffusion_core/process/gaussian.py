@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.predict import align
-from diffusion_core.process import Process, Source
+from diffusion_core.process import Process, Source, mean_by_shares
 from diffusion_core.schedule import Schedule, Times
 
 
@@ -65,6 +65,9 @@ class Gaussian(Process):
             )
         of_x = torch.where(rest == 0.0, 0.0, rest / alpha)
         return weighted_sum(of_x, weights)
+
+    def mix(self, times: Times) -> Callable[[Tensor, Sequence[Tensor], Tensor, int], Tensor]:
+        return mean_by_shares
 
     def clean(self, times: Times) -> Callable[[Tensor, Tensor, int], Tensor]:
         return lambda x, x0_hat, i: x0_hat

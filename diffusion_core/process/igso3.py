@@ -203,7 +203,7 @@ def _stretch_table() -> Float64[Tensor, "sigmas radii"]:
     below = torch.where(radius < 0.1, cubic, below)
 
     pieces = 100
-    nodes, weights = _gauss()
+    nodes, weights = _gauss(4)
     reach = ((_FARTHEST + 1.0) * sigma).clamp(max=math.pi)
     edges = reach * torch.linspace(0.0, 1.0, pieces + 1, dtype=torch.float64)
     width = reach / pieces
@@ -221,7 +221,7 @@ def _stretch_table() -> Float64[Tensor, "sigmas radii"]:
     start, base = edges.gather(1, piece), torch.where(is_upper, over.gather(1, piece), under.gather(1, piece))
     goal = torch.where(is_upper, base - above, below - base)
     angle = (sigma * radius).clamp(min=start, max=start + width)
-    for _ in range(5):
+    for _ in range(4):
         part = start[..., None] + (angle - start)[..., None] * nodes
         covered = (weights * _angle_density(part, sigma[..., None].expand_as(part))).sum(-1) * (angle - start)
         density = _angle_density(angle, sigma.expand_as(angle)).clamp(min=1e-300)

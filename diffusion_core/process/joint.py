@@ -48,6 +48,12 @@ class Joint(Process):
         of = {name: process.combine(weights, t) for name, (process, t) in self._with(times)}
         return lambda x, estimates, i: {name: f(x[name], [e[name] for e in estimates], i) for name, f in of.items()}
 
+    def mix(self, times: Any) -> Callable[[State, Sequence[State], Tensor, int], dict[str, Any]]:
+        of = {name: process.mix(t) for name, (process, t) in self._with(times)}
+        return lambda x, estimates, shares, i: {
+            name: f(x[name], [e[name] for e in estimates], shares, i) for name, f in of.items()
+        }
+
     def clean(self, times: Any) -> Callable[[State, State, int], dict[str, Any]]:
         of = {name: process.clean(t) for name, (process, t) in self._with(times)}
         return lambda x, estimate, i: {name: f(x[name], estimate[name], i) for name, f in of.items()}

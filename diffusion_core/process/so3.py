@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.predict import align
-from diffusion_core.process import Process, Source, igso3
+from diffusion_core.process import Process, Source, igso3, mean_by_shares
 from diffusion_core.process.gaussian import weighted_sum
 from diffusion_core.process.torus import ScoreScale, refuse_early_start, refuse_shrinking, tilted
 from diffusion_core.schedule import Schedule, Times
@@ -95,6 +95,9 @@ class SO3(Process):
         add = weighted_sum(torch.zeros_like(times), weights)
         # the sample's factor is 0, and its shape is not that of a tangent
         return lambda x, scores, i: add(torch.zeros_like(scores[0]), scores, i)
+
+    def mix(self, times: Times) -> Callable[[Tensor, Sequence[Tensor], Tensor, int], Tensor]:
+        return mean_by_shares
 
     def clean(self, times: Times) -> Callable[[Tensor, Tensor, int], Tensor]:
         """``x_t exp(sigma^2 score)``: Tweedie's formula along a geodesic, right for small sigma."""

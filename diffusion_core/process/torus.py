@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.predict import align
-from diffusion_core.process import Process, Source
+from diffusion_core.process import Process, Source, mean_by_shares
 from diffusion_core.process import wrapped_normal as wrapped
 from diffusion_core.process.gaussian import weighted_sum
 from diffusion_core.schedule import Schedule, Times
@@ -98,6 +98,9 @@ class Torus(Process):
     def combine(self, weights: Tensor, times: Times) -> Callable[[Tensor, Sequence[Tensor], int], Tensor]:
         """``score = sum_k w_k score_k``."""
         return weighted_sum(torch.zeros_like(times), weights)
+
+    def mix(self, times: Times) -> Callable[[Tensor, Sequence[Tensor], Tensor, int], Tensor]:
+        return mean_by_shares
 
     def clean(self, times: Times) -> Callable[[Tensor, Tensor, int], Tensor]:
         """``wrap(x_t + sigma^2 score)``: Tweedie's formula, a mean over the images of x0 nearest to ``x_t``."""

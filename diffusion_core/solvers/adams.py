@@ -89,7 +89,7 @@ class Integral:
 
     and with noise prediction ``x_s = (alpha_s / alpha_t) x_t + alpha_s integral eps_hat d rho``.
 
-    Source: data: Xue et al. 2023, proposition 4.2 with a constant tau (arXiv 2309.05019). Noise: Lu et al. 2022,
+    Source: data: Xue et al. 2023, with a constant tau (arXiv 2309.05019). Noise: Lu et al. 2022,
     proposition 3.1 (arXiv 2206.00927); Zhang & Chen 2023 (arXiv 2204.13902).
     """
 
@@ -250,7 +250,7 @@ class Integral:
         return Rows(times, reached, torch.tensor(base), torch.tensor(padded), ends_step)
 
     def _radau(self, start: Tensor, end: Tensor, s: Tensor) -> float:
-        """``c_2 = M_2 / M_1``."""
+        """``c_2 = M_2 / M_1``: the node beside the start that makes a straight line exact to the second degree."""
         fraction, share = (torch.tensor(v, dtype=torch.float64) for v in (_FRACTIONS, _WEIGHTS))
         kernel = share * self.kernel(start + fraction * (end - start), s)
         return float((kernel * fraction**2).sum() / (kernel * fraction).sum())

@@ -42,7 +42,7 @@ def dpm_solver_pp_2m_sde(schedule: Schedule, grid: Grid) -> Table:
 
     with the same D. A grid of a single step is `ddpm`'s.
 
-    Source: Lu et al. 2022, section 5 (arXiv 2211.01095).
+    Source: Lu et al. 2022, SDE-DPM-Solver++ (arXiv 2211.01095).
     """
     return _midpoint(Integral(schedule, "data", tau=1.0), grid)
 
@@ -53,7 +53,7 @@ def dpm_solver_pp_3m(schedule: Schedule, grid: Grid, warm_up: WarmUp = "staged")
     The published code halves the second difference of that parabola, which leaves a second-order solver; this one
     is of third order. ``warm_up``: see the module.
 
-    Source: Lu et al. 2022, section 4 (arXiv 2211.01095).
+    Source: Lu et al. 2022 (arXiv 2211.01095).
     """
     return _adams(Integral(schedule, "data"), grid, 3, warm_up)
 
@@ -65,7 +65,7 @@ def dpm_solver_pp_3m_sde(schedule: Schedule, grid: Grid) -> Table:
     them subtracts it. The noise limits the order that is reached in distribution; what the third estimate buys is
     the error of the drift.
 
-    Source: Lu et al. 2022, section 5 (arXiv 2211.01095); Xue et al. 2023 (arXiv 2309.05019).
+    Source: Lu et al. 2022 (arXiv 2211.01095); Xue et al. 2023 (arXiv 2309.05019).
     """
     return _adams(Integral(schedule, "data", tau=1.0), grid, 3, "published")
 
@@ -104,7 +104,7 @@ def deis(
     "t" is the paper's tAB-DEIS, "rho" its rho-AB (= `lms`); "lambda" is the logarithm of rho that its public
     implementations take. ``order`` is 1 (`ddim`), 2 or 3. ``warm_up``: see the module.
 
-    Source: Zhang & Chen 2023, section 3 (arXiv 2204.13902).
+    Source: Zhang & Chen 2023, tAB-DEIS (arXiv 2204.13902).
     """
     if coordinate not in ("t", "lambda", "rho"):
         raise WorkbenchError(f"deis: got coordinate={coordinate!r}; expected t, lambda or rho.")
@@ -117,8 +117,7 @@ def lms(schedule: Schedule, grid: Grid, order: int = 4, warm_up: WarmUp = "stage
     ``d(x / alpha) / d rho = eps_hat``, with eps_hat a polynomial in rho through ``order`` estimates. A step to
     no noise keeps its order. ``warm_up``: see the module.
 
-    Source: Zhang & Chen 2023, section 3, rho-AB (arXiv 2204.13902); known from Karras et al.'s formulation of the
-    flow (arXiv 2206.00364) as LMS.
+    Source: Zhang & Chen 2023, rho-AB (arXiv 2204.13902); the flow in rho: Karras et al. 2022 (arXiv 2206.00364).
     """
     return _adams(Integral(schedule, "noise", "rho"), grid, _checked("lms", order, 4), warm_up)
 

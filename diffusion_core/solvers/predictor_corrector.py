@@ -42,7 +42,7 @@ def unipc(
     "staged": the published start, a corrected first-order step, leaves an error of the third power. Staged, the first
     step costs three evaluations instead of one.
 
-    Source: Zhao et al. 2023, section 3 (arXiv 2302.04867).
+    Source: Zhao et al. 2023 (arXiv 2302.04867).
     """
     if not 1 <= order <= 3 or variant not in ("bh1", "bh2"):
         raise WorkbenchError(f"unipc: got order={order}, variant={variant!r}; expected 1, 2 or 3, and bh1 or bh2.")
@@ -74,7 +74,7 @@ def sa_solver(schedule: Schedule, grid: Grid, order: int = 3, tau: float = 1.0, 
     at the end of the step and with the predictor's noise. Order 1 without corrector is `ddpm` for tau = 1 and `ddim`
     for tau = 0. The paper lets tau vary over the steps; here it is one number.
 
-    Source: Xue et al. 2023, sections 4 and 5 (arXiv 2309.05019).
+    Source: Xue et al. 2023 (arXiv 2309.05019).
     """
     if not 1 <= order <= 3 or not 0.0 <= tau < float("inf"):
         raise WorkbenchError(f"sa_solver: got order={order}, tau={tau}; expected 1, 2 or 3, and a finite tau >= 0.")

@@ -36,7 +36,8 @@ class ExactNetwork(nn.Module):
             "velocity": lambda: (self.schedule.d_alpha(t), self.schedule.d_sigma(t)),
             "score": lambda: (0.0, -1.0 / sigma),
             "F": lambda: tuple(
-                k / (alpha**2 / 4.0 + sigma**2) ** 0.5 for k in (2.0 * sigma, -0.5 * alpha)  # of data of width 1/2
+                k / (alpha**2 / 4.0 + sigma**2) ** 0.5
+                for k in (2.0 * sigma, -0.5 * alpha)  # of data of width 1/2
             ),
         }[self.kind]()
         mean, variance = self.data.mean, self.data.std**2

@@ -16,7 +16,9 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import Energy, Known, Product, given, start
 from diffusion_core.noise import Shared
 from diffusion_core.oracles import GaussianData, GaussianMixture
+from diffusion_core.oracles_categorical import CategoricalTable
 from diffusion_core.plan import Together
+from diffusion_core.process.categorical import Absorbing
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.process.joint import Joint
 from diffusion_core.sample import sample
@@ -346,6 +348,16 @@ def test_a_mixture_of_bare_denoisers_finds_its_shares_on_the_path():
     for part, data in ((end[~upper], a), (end[upper], b)):
         assert float(part.mean()) == pytest.approx(float(data.mean), abs=0.03)
         assert float(part.std()) == pytest.approx(float(data.std), rel=0.05)
+
+
+def test_a_mixture_of_tables_of_classes_is_a_table():
+    process = Absorbing(RectifiedFlow(), 3)
+    shares = torch.tensor([[0.7, 0.1, 0.2], [0.1, 0.3, 0.6]], dtype=torch.float64)
+    a, b, both = (CategoricalTable(process, table) for table in (*shares, shares.mean(0)))
+    x = torch.tensor([[0], [2], [3]])
+    for i in range(3):
+        ours, exact = ((d.bind(TIMES)(x, i)).softmax(-1) for d in (a | b, both))
+        torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-10)
 
 
 def test_three_parts_have_a_third_each():

@@ -143,6 +143,17 @@ def test_noise_keeps_its_digits_near_time_zero(sigma):
         assert float(schedule.sigma(t)) == pytest.approx(sigma, rel=3e-6)
 
 
+def check_tiny_noise(schedule: Schedule) -> None:
+    """The time of a noise level far below the rounding of alpha is still found."""
+    t = schedule.t_of_log_snr(vector(-2.0 * math.log(1e-12)))
+    torch.testing.assert_close(schedule.sigma(t), vector(1e-12), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [SubVariancePreserving(), RectifiedFlow(), VarianceExploding()], ids=str)
+def test_tiny_noise_is_found(schedule):
+    check_tiny_noise(schedule)
+
+
 def check_knots(schedule: DiscreteBetas) -> None:
     """At ``t = i / n``: alpha^2 is the product of ``1 - beta``, and beta is the segment's that ends there."""
     n = len(schedule.betas)

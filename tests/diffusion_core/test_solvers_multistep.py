@@ -337,19 +337,26 @@ def test_order_one_is_ddim_and_with_noise_ddpm(schedule):
 
 
 @few_schedules
-def test_a_grid_of_one_step_is_of_first_order(schedule):
+def test_one_step_to_no_noise_is_of_first_order(schedule):
     grid = grids.uniform(1)
+    first = ddim(schedule, grid)
     for solver in [*FLOWS.values(), *STOCHASTIC.values()]:
         table = solver(schedule, grid)
         if len(table.times) > 1:
             assert bool(schedule.log_snr(grid[:1]).isfinite()), "a start in stages needs a finite step"
             continue
-        first = ddpm(schedule, grid) if solver in (dpm_solver_pp_2m_sde, dpm_solver_pp_3m_sde) else ddim(schedule, grid)
-        if table.noisy:
-            continue
         columns_close(table.x[:, :1], first.x)
         columns_close(table.estimate[:, :1], first.estimate)
-        assert not bool(table.estimate[:, 1:].any()) and not bool(table.x[:, 1:].any())
+        assert not bool(table.estimate[:, 1:].any() or table.x[:, 1:].any() or table.noise.any())
+
+
+@pytest.mark.parametrize("solver", [dpm_solver_pp_2m_sde, dpm_solver_pp_3m_sde, sa_solver])
+def test_one_step_with_noise_is_ddpm(solver):
+    table, first = (build(Linear(), vector(0.9, 0.3)) for build in (solver, ddpm))
+    columns_close(table.x, first.x)
+    columns_close(table.estimate[:, :1], first.estimate)
+    columns_close(table.noise, first.noise)
+    assert not bool(table.estimate[:, 1:].any())
 
 
 def test_aliases_are_what_they_say():
@@ -481,7 +488,7 @@ def test_the_published_form_of_the_third_order_step_is_right_but_for_its_factors
 
 
 def check_unipc_paper(solver: Callable[..., Table], order: int, variant: str) -> None:
-    """Zhao et al. 2023, algorithms 5 to 8 as a loop that corrects the sample: solve ``R rho = b`` for each step."""
+    """Zhao et al. 2023 (arXiv 2302.04867) as a loop that corrects the sample: ``R rho = b`` is solved at each step."""
     schedule, grid = Linear(), grids.uniform(8, 0.9, 0.05)
     data, x = plane_mixture(schedule), normal(20, 2)
     alpha, sigma, lam = schedule.alpha(grid).tolist(), schedule.sigma(grid).tolist(), half_log_snr(schedule, grid)

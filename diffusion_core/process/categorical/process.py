@@ -109,6 +109,16 @@ class Categorical(Process):
 
         return combined
 
+    def mix(self, times: Times) -> Callable[[Tensor, Sequence[Tensor], Tensor, int], Float64[Tensor, "*x k"]]:
+        """``log p(x0 | x_t) = log sum_k share_k p_k(x0 | x_t)``, by entry."""
+
+        def mixed(x: Tensor, estimates: Sequence[Tensor], shares: Tensor, i: int) -> Tensor:
+            likelihood = self.kernel(times[i], torch.zeros_like(times[i])).column(x)
+            log_p = torch.stack([log_x0(likelihood, estimate) for estimate in estimates], 1)
+            return (shares.log().reshape(*shares.shape, *[1] * x.ndim) + log_p).logsumexp(1)
+
+        return mixed
+
     def clean(self, times: Times) -> Callable[[Tensor, Tensor, int], Float64[Tensor, "*x k"]]:
         """The probabilities ``p(x0 | x_t)``, on a last axis: what a cost of the data is a function of."""
         return lambda x, logits, i: logits.double().softmax(-1)
