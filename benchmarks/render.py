@@ -101,7 +101,29 @@ def samplers() -> str:
     return markdown(head, rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"pusht": pusht, "overhead": overhead, "samplers": samplers}
+def composition() -> str:
+    """Samplers of products of experts: distance and error of the modes' shares for every product, cost."""
+    r = load("composition")
+    problems = r["problems"]
+    rows = []
+    for i, row in enumerate(next(iter(problems.values()))["rows"]):
+        cells = [problem["rows"][i] for problem in problems.values()]
+        distances = [
+            f"{c['w1']['value']:.3f} ± {c['w1']['stderr']:.3f} / {c['mode_error']['value']:.3f}" for c in cells
+        ]
+        cost = f"{row['evaluations']} + {row['log_densities']}" if row["log_densities"] else str(row["evaluations"])
+        rows.append([row["sampler"], *distances, cost, f"{row['cpu_ms']:.0f}"])
+    head = ["sampler", *(f"{name}: `{p['what']}`" for name, p in problems.items()), "evaluations", "CPU ms"]
+    head[1] += ", W1 / modes"
+    return markdown(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "pusht": pusht,
+    "overhead": overhead,
+    "samplers": samplers,
+    "composition": composition,
+}
 
 
 def render(text: str) -> str:
@@ -118,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a page is out of date")
     check = parser.parse_args().check
-    for page in (ROOT / "README.md", ROOT / "docs" / "pusht.md"):
+    for page in (ROOT / "README.md", ROOT / "docs" / "pusht.md", ROOT / "docs" / "composition.md"):
         old = page.read_text()
         new = render(old)
         if check and new != old:

@@ -141,12 +141,12 @@ class Product(Denoiser):
                     costs = [_weighted(s[i], e.cost(clean(leaf, estimate, i))) for e, s in far]
                     costs += [_weighted(s[i], e.cost(leaf, clock[i])) for e, s in noisy]
                     gradient = _gradient(costs, leaf)
-                estimate = in_x_t(_detached(estimate) if far else evaluate(x, i), gradient, i)
+                estimate = in_x_t(x, _detached(estimate) if far else evaluate(x, i), gradient, i)
             if in_x0_hat:
                 with torch.enable_grad():
                     leaf = _leaf(clean(x, estimate, i))
                     gradient = _gradient([_weighted(s[i], e.cost(leaf)) for e, s in near], leaf)
-                estimate = in_x0_hat(estimate, gradient, i)
+                estimate = in_x0_hat(x, estimate, gradient, i)
             return estimate
 
         return tilted

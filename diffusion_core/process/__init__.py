@@ -70,8 +70,8 @@ class Process(ABC):
         """The point estimate of the data that a cost looks at: ``clean(x_t, estimate, i) -> x0_hat``."""
 
     @abstractmethod
-    def tilt(self, times: Any, of: Literal["x_t", "x0_hat"]) -> Callable[[Any, Any, int], Any]:
-        """``tilted(estimate, gradient, i)``: the estimate of ``p(x_t) exp(f)``.
+    def tilt(self, times: Any, of: Literal["x_t", "x0_hat"]) -> Callable[[Any, Any, Any, int], Any]:
+        """``tilted(x_t, estimate, gradient, i)``: the estimate of ``p(x_t) exp(f)``.
 
         ``gradient`` is that of ``f`` with respect to ``x_t``, or (``of="x0_hat"``) to what `clean` returns, which is
         then carried to ``x_t`` by a stand-in for the Jacobian of the estimate.

@@ -60,8 +60,8 @@ class Gaussian(Process):
         if bool(((rest != 0.0) & (alpha <= 0.0)).any()):
             raise WorkbenchError(
                 f"product of experts: at t={float(times[(rest != 0.0) & (alpha <= 0.0)][0]):.6g} the schedule "
-                f"{self.schedule} leaves no signal and the exponents sum to {float(weights.sum(1).max()):.4g}; expected a "
-                "grid that starts a little below (for example at 0.99), or exponents that sum to 1 (guidance)."
+                f"{self.schedule} leaves no signal and the exponents sum to {float(weights.sum(1).max()):.4g}; expected "
+                "a grid that starts a little below (for example at 0.99), or exponents that sum to 1 (guidance)."
             )
         of_x = torch.where(rest == 0.0, 0.0, rest / alpha)
         return weighted_sum(of_x, weights)
@@ -72,7 +72,7 @@ class Gaussian(Process):
     def clean(self, times: Times) -> Callable[[Tensor, Tensor, int], Tensor]:
         return lambda x, x0_hat, i: x0_hat
 
-    def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, int], Tensor]:
+    def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
         """``x0_hat + (sigma^2 / alpha) J gradient``: the score is increased by ``J gradient``.
 
         ``J = 1`` for a gradient in x_t. For one in x0_hat it is ``d x0_hat / d x_t``, of which unit Gaussian data has
@@ -89,10 +89,10 @@ class Gaussian(Process):
             factors = sigma**2 / alpha
         else:
             raise WorkbenchError(
-                f"energy: at t={float(times[alpha <= 0.0][0]):.6g} the schedule {self.schedule} leaves no signal, and a "
-                "gradient in x_t says nothing about the data; expected a grid that starts a little below."
+                f"energy: at t={float(times[alpha <= 0.0][0]):.6g} the schedule {self.schedule} leaves no signal, and "
+                "a gradient in x_t says nothing about the data; expected a grid that starts a little below."
             )
-        return lambda x0_hat, gradient, i: x0_hat + align(factors[i], x0_hat) * gradient
+        return lambda x, x0_hat, gradient, i: x0_hat + align(factors[i], x0_hat) * gradient
 
     def pin(self, times: Times) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
         return lambda x, x0_hat, mask, values, i: torch.where(mask, values, x0_hat)

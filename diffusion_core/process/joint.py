@@ -58,9 +58,9 @@ class Joint(Process):
         of = {name: process.clean(t) for name, (process, t) in self._with(times)}
         return lambda x, estimate, i: {name: f(x[name], estimate[name], i) for name, f in of.items()}
 
-    def tilt(self, times: Any, of: Literal["x_t", "x0_hat"]) -> Callable[[State, State, int], dict[str, Any]]:
+    def tilt(self, times: Any, of: Literal["x_t", "x0_hat"]) -> Callable[[State, State, State, int], dict[str, Any]]:
         tilts = {name: process.tilt(t, of) for name, (process, t) in self._with(times)}
-        return lambda estimate, gradient, i: {n: f(estimate[n], gradient[n], i) for n, f in tilts.items()}
+        return lambda x, estimate, gradient, i: {n: f(x[n], estimate[n], gradient[n], i) for n, f in tilts.items()}
 
     def pin(self, times: Any) -> Callable[[State, State, Any, Any, int], dict[str, Any]]:
         """``mask`` and ``values`` are dicts; a field that is not in them is free."""

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_core.errors import WorkbenchError
 from diffusion_core.predict import align
 from diffusion_core.process import Process, Source, igso3, mean_by_shares
 from diffusion_core.process.gaussian import weighted_sum
@@ -104,26 +103,18 @@ class SO3(Process):
         variance = self.schedule.sigma(times) ** 2
         return lambda x, score, i: x @ exp(align(variance[i], score) * score)
 
-    def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, int], Tensor]:
-        """``score + J gradient`` with a gradient that is a tangent (see `tangent`).
+    def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+        """``score + J gradient``, the partial derivatives made a tangent (see `tangent`) where they were taken.
 
         ``J = 1`` for one in x_t; for one in x0_hat, uniform data stands in, as in `Torus.tilt`.
-
-        Raises:
-            WorkbenchError: when called with a gradient that is not a tangent.
         """
-        add = tilted(self.schedule.sigma(times), of, UNIFORM_VARIANCE)
+        add, clean = tilted(self.schedule.sigma(times), of, UNIFORM_VARIANCE), self.clean(times)
 
-        def checked(score: Tensor, gradient: Tensor, i: int) -> Tensor:
-            # a matrix of partial derivatives would broadcast over a batch of three
-            if gradient.shape != score.shape:
-                raise WorkbenchError(
-                    f"energy on rotations: got a gradient of shape {tuple(gradient.shape)} for a score of shape "
-                    f"{tuple(score.shape)}; expected a tangent at x, which so3.tangent makes of partial derivatives."
-                )
-            return add(score, gradient, i)
+        def tilt(x: Tensor, score: Tensor, gradient: Tensor, i: int) -> Tensor:
+            at = x if of == "x_t" else clean(x, score, i)
+            return add(score, tangent(at, gradient), i)
 
-        return checked
+        return tilt
 
     def pin(self, times: Times) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
         """Where the data is known, the score is that of ``q(x_t | values)``; ``mask`` is (..., 1) or as the score."""

@@ -107,13 +107,14 @@ class Torus(Process):
         variance = self.schedule.sigma(times) ** 2
         return lambda x, score, i: wrapped.wrap(x + align(variance[i], x) * score, self.period)
 
-    def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, int], Tensor]:
+    def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
         """``score + J gradient``.
 
         ``J = 1`` for a gradient in x_t. For one in x0_hat, data that is spread over the whole circle, of variance
         ``v = period^2 / 12``, stands in: ``J = v / (v + sigma^2)``, as `Gaussian.tilt` does with unit data.
         """
-        return tilted(self.schedule.sigma(times), of, self.period**2 / 12.0)
+        add = tilted(self.schedule.sigma(times), of, self.period**2 / 12.0)
+        return lambda x, score, gradient, i: add(score, gradient, i)
 
     def pin(self, times: Times) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
         """Where the data is known, the score is that of ``q(x_t | values)``."""

@@ -265,6 +265,18 @@ def test_the_naive_product_at_high_noise_is_stationary_at_the_wrong_variance(exp
     assert abs(errors[1]) < 0.05
 
 
+@pytest.mark.parametrize("exponent", [0.5, 2.0, 3.0])
+def test_the_flow_of_a_product_contracts_or_explodes(exponent):
+    # unit data to the power W: x' = 1/2 (W - 1) g^2 x, so that widths change by alpha^(W - 1)
+    data, errors = GaussianData(Linear(), vector(0.0), vector(1.0)) ** exponent, []
+    for n in (400, 800):
+        grid = grids.log_snr_uniform(Linear(), n, 0.999, 0.002)[:-1]
+        change = 0.5 * math.log(variance_of_run(data, ddim(Linear(), grid)) * exponent)
+        alphas = Linear().alpha(grid[[0, -1]]).log()
+        errors.append(change - (exponent - 1.0) * float(alphas[0] - alphas[1]))
+    assert errors[1] == pytest.approx(0.5 * errors[0], rel=0.05) and abs(errors[1]) < 0.2
+
+
 def test_a_corrector_makes_the_product_that_the_sampler_misses():
     schedule, n = Linear(), 4000
     product = GaussianData(schedule, vector(0.8), vector(0.6)) ** 2.0 * GaussianData(
@@ -371,3 +383,27 @@ def test_modes_are_weighted_as_the_density_says():
     x, _ = Hmc(40, 0.25, 4).bind(data, at(t))(normal(n, 1), 0, shared())
     share, expected = float((x[:, 0] > 0.0).double().mean()), 1.0 - float(data.cdf(vector(0.0), t))
     assert abs(share - expected) < 4.0 * math.sqrt(expected * (1.0 - expected) / n)
+
+
+def test_a_cost_of_the_data_needs_no_log_density():
+    # the score is the gradient of log p_t(x) - cost(x0_hat(x)), here a Gaussian's
+    schedule, t, n = Linear(), 0.4, 10_000
+    data = GaussianData(schedule, vector(0.0), vector(0.8))
+    tilted = data * Energy(lambda x0: 2.0 * x0.square().sum(1))
+    gain = float(data.bind(at(t))(torch.ones(1, 1, dtype=torch.float64), 0))
+    variance = 1.0 / (1.0 / float(data.marginal(t)[1]) ** 2 + 4.0 * gain**2)
+    x, accepted = Mala(60, 0.4, quadrature=0).bind(tilted, at(t))(torch.zeros(n, 1, dtype=torch.float64), 0, shared())
+    assert abs(float(x.var()) / variance - 1.0) < 4.0 * math.sqrt(2.0 / n) and accepted.mean() < 0.99
+
+
+@every_chain
+def test_single_precision_stays_single(chain):
+    if isinstance(chain, Ula) or chain.quadrature is not None:
+        network = NetworkDenoiser(torch.nn.Linear(2, 2), Linear(), "eps")
+        network.network.forward = lambda x, t, cond: 0.5 * x  # type: ignore[method-assign,assignment]
+        with torch.no_grad():
+            x, accepted = chain.bind(network, at(0.4))(normal(5, 2).float(), 0, shared())
+            double, _ = chain.bind(network, at(0.4))(normal(5, 2).float().double(), 0, PerSample.from_seeds(range(5)))
+            single, _ = chain.bind(network, at(0.4))(normal(5, 2).float(), 0, PerSample.from_seeds(range(5)))
+        assert x.dtype == accepted.dtype == torch.float32
+        torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)

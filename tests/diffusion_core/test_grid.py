@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -26,6 +26,7 @@ def check_trailing(trailing) -> None:
         assert steps.tolist() == pytest.approx(expected, abs=1e-9)
 
 
+@settings(deadline=None)  # the first call compiles type checks
 @given(n=st.integers(1, 60), ends=ends)
 def test_uniform_steps_are_equal_and_the_ends_exact(n, ends):
     end, start = ends
@@ -35,6 +36,7 @@ def test_uniform_steps_are_equal_and_the_ends_exact(n, ends):
 
 
 @every_schedule
+@settings(deadline=None)  # the first call compiles type checks
 @given(n=st.integers(1, 40), ends=ends)
 def test_spaced_grids_fall_strictly_from_start_through_end_to_zero(schedule, n, ends):
     end, start = ends
@@ -191,6 +193,7 @@ def test_beta_is_made_of_quantiles():
     check_beta(grids.beta)
 
 
+@settings(deadline=None)  # the first call compiles type checks
 @given(n=st.integers(1, 40), a=st.floats(0.3, 3.0), b=st.floats(0.3, 3.0), ends=ends)
 def test_beta_falls_strictly_between_its_ends(n, a, b, ends):
     end, start = ends

@@ -318,3 +318,19 @@ def test_mistakes_are_refused_with_what_to_do():
         sample_particles(data, grid.flip(0), x, noise)
     with pytest.raises(WorkbenchError, match="sum to -0"):
         sample_particles(data**-0.5, grid, x, noise)
+
+
+def test_single_precision_stays_single_with_weights_in_double():
+    class Half(torch.nn.Module):
+        def forward(self, x, t, cond):
+            return 0.5 * x
+
+    product = NetworkDenoiser(Half(), Linear(), "eps") ** 1.5
+    x = torch.randn(12, 3, 2, generator=torch.Generator().manual_seed(0))
+    single, double = (
+        sample_particles(product, grid_of(Linear(), 6), start, PerSample.from_seeds(range(12)), groups=3)
+        for start in (x, x.double())
+    )
+    assert single.x.dtype == torch.float32 and single.log_weights.dtype == torch.float64
+    torch.testing.assert_close(single.log_weights, double.log_weights, rtol=0, atol=1e-4)
+    torch.testing.assert_close(single.x.double(), double.x, rtol=0, atol=1e-4)

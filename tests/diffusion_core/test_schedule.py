@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -52,12 +52,14 @@ def test_log_snr_and_its_inverse_undo_each_other(schedule):
 
 
 @every_schedule
+@settings(deadline=None)  # the first call compiles type checks
 @given(t=inside)
 def test_log_snr_round_trip_at_any_time(schedule, t):
     assert float(schedule.t_of_log_snr(schedule.log_snr(vector(t)))) == pytest.approx(t, rel=1e-8)
 
 
 @every_schedule
+@settings(deadline=None)  # the first call compiles type checks
 @given(t=inside, s=inside)
 def test_log_snr_falls_with_time(schedule, t, s):
     low, high = sorted((t, s))
@@ -323,6 +325,7 @@ def test_a_shift_moves_log_snr_and_keeps_the_family():
     check_shift(Shifted)
 
 
+@settings(deadline=None)  # the first call compiles type checks
 @given(t=st.floats(0.0, 1.0), factor=st.floats(0.1, 10.0))
 def test_shifting_a_flow_is_the_shift_of_stable_diffusion_3(t, factor):
     moved = factor * t / (1.0 + (factor - 1.0) * t)

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_core import grid as grids
 from diffusion_core.contracts import check_process
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.experts import Energy
 from diffusion_core.loss import Draws
 from diffusion_core.noise import PerSample, Shared
 from diffusion_core.oracles_manifold import RotationMixture
@@ -268,17 +269,42 @@ def test_the_prior_is_uniform_and_refused_where_data_is_left():
         SO3(Cosine())
 
 
-def test_products_tilts_and_known_values():
+def distance(x):
+    """A cost of rotations, (batch,)."""
+    return (x - so3.exp(torch.tensor([0.3, -0.5, 0.2], dtype=torch.float64))).square().sum((-1, -2))
+
+
+def test_products_and_known_values():
     x, (a, b), times = rotations(4), torch.randn(2, 4, 3, generator=generator(), dtype=torch.float64), vector(0.4, 0.01)
     combined = BALL.combine(torch.tensor([[1.0, 0.0], [2.0, -1.0]], dtype=torch.float64), times)
     torch.testing.assert_close(combined(x, [a, b], 1), 2.0 * a - b, rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(BALL.tilt(times, "x_t")(a, b, 0), a + b, rtol=1e-14, atol=1e-14)
-    with pytest.raises(WorkbenchError, match="tangent"):
-        BALL.tilt(times, "x_t")(a[:3], x[:3], 0)
     # near the data the known value is where Tweedie's formula leads
     near = x @ so3.exp(0.02 * a)
     pinned = BALL.pin(times)(near, b, torch.ones(4, 1, dtype=torch.bool), x, 1)
     torch.testing.assert_close(BALL.clean(times)(near, pinned, 1), x, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("energy", [Energy(lambda x, t: distance(x), on="x_t"), Energy(lambda x0: distance(x0))])
+def test_an_energy_of_rotations_adds_its_derivative_along_the_group(energy):
+    data, x, times, h = three_modes(), rotations(4), vector(0.3), 1e-6
+    score = data.bind(times)(x, 0)
+    gained = (data * energy).bind(times)(x, 0) - score
+
+    def cost(x):
+        return distance(x if energy.on == "x_t" else BALL.clean(times)(x, data.bind(times)(x, 0), 0))
+
+    steps = h * torch.eye(3, dtype=torch.float64)
+    numeric = torch.stack([(cost(x @ so3.exp(v)) - cost(x @ so3.exp(-v))) / (2.0 * h) for v in steps], -1)
+    torch.testing.assert_close(gained, -numeric, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cheap_energy_of_rotations_pulls_towards_its_least():
+    data, x, times = three_modes(), rotations(4), vector(0.3)
+    energy = Energy(lambda x0: distance(x0), through="estimate")
+    score = data.bind(times)(x, 0)
+    gained = (data * energy).bind(times)(x, 0) - score
+    clean = BALL.clean(times)(x, score, 0)
+    assert bool((distance(clean @ so3.exp(1e-3 * gained)) < distance(clean)).all())
 
 
 def test_the_process_and_the_oracle_keep_the_contracts():

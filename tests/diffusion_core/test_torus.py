@@ -283,7 +283,7 @@ def test_products_add_scores_and_known_values_pull():
     torch.testing.assert_close(pinned[:, 1], a[:, 1], rtol=0, atol=0)
     clean = CIRCLE.clean(vector(0.002))(x, CIRCLE.pin(vector(0.002))(x, a, torch.ones_like(mask), b, 0), 0)
     torch.testing.assert_close(wrapped.displacement(clean, b, 1.0), torch.zeros_like(b), rtol=0, atol=1e-12)
-    tilted = CIRCLE.tilt(times, "x_t")(a, b, 0)
+    tilted = CIRCLE.tilt(times, "x_t")(x, a, b, 0)
     torch.testing.assert_close(tilted, a + b, rtol=1e-14, atol=1e-14)
 
 

@@ -123,7 +123,7 @@ class Categorical(Process):
         """The probabilities ``p(x0 | x_t)``, on a last axis: what a cost of the data is a function of."""
         return lambda x, logits, i: logits.double().softmax(-1)
 
-    def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, int], Tensor]:
+    def tilt(self, times: Times, of: Literal["x_t", "x0_hat"]) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
         """``log p(x0 = k | x_t) + gradient_k``: the estimate times ``exp(f)``, f taken linear in the probabilities.
 
         Exact for a cost that is a sum over entries, of data with independent entries.
@@ -136,7 +136,7 @@ class Categorical(Process):
                 "energy: got a gradient in x_t for class indices, which have none; expected Energy(cost, on='x0_hat', "
                 "through='estimate'), with a cost of the class probabilities."
             )
-        return lambda logits, gradient, i: logits + gradient
+        return lambda x, logits, gradient, i: logits + gradient
 
     def pin(self, times: Times) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
         """Logits that are 0 at the known class and -inf elsewhere."""

@@ -35,7 +35,7 @@ def energy_pushes_uphill(patch: Patch) -> None:
 
     def wrong(self, times, of):
         tilted = right(self, times, of)
-        return lambda estimate, gradient, i: tilted(estimate, -gradient, i)
+        return lambda x, estimate, gradient, i: tilted(x, estimate, -gradient, i)
 
     patch.setattr(Gaussian, "tilt", wrong)
 
