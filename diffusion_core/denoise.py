@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.predict import Prediction, align, mixture, to_x0
+from diffusion_core.predict import F, Prediction, align, input_scale, mixture, noise_label, to_x0
 from diffusion_core.process import Process
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.schedule import Schedule, Times
@@ -85,7 +85,8 @@ class NetworkDenoiser(nn.Module, Denoiser):
     """A network, what it predicts, and the schedule under which it was trained.
 
     Args:
-        network: ``network(x_t, t, cond) -> prediction`` with x_t (batch, ...), t (batch,) float32 in [0, 1].
+        network: ``network(x_t, t, cond) -> prediction`` with x_t (batch, ...), t (batch,) float32 in [0, 1]; for
+            the prediction F, x_t of unit variance and EDM's noise label for t.
         schedule: noise schedule.
         prediction: what the network's output means.
         clip: bound on ``|x0_hat|``; None leaves it free. Data must be normalised into this range.
@@ -115,7 +116,10 @@ class NetworkDenoiser(nn.Module, Denoiser):
 
     def outputs(self, x_t: Tensor, t: Times, cond: Any = None) -> tuple[Tensor, Tensor | None]:
         """The raw prediction and the variance's ``fraction`` in [0, 1] (None where it is not learned)."""
-        return self._halves(self.network(x_t, t.to(x_t.dtype), cond))
+        if self._scaled:
+            x_t = align(input_scale(self.prediction, self.schedule, t), x_t) * x_t
+        label = noise_label(self.prediction, self.schedule, t)
+        return self._halves(self.network(x_t, label.to(x_t.dtype), cond))
 
     def target(self, x0: Tensor, noise: Tensor, t: Times) -> Tensor:
         """What `forward` should have returned: ``k_x0 x0 + k_eps noise``."""
@@ -146,7 +150,8 @@ class NetworkDenoiser(nn.Module, Denoiser):
         parameter = next(self.network.parameters(), times)
         # the network's own precision, at least float32 (a float64 model is evaluated in float64)
         dtype = torch.promote_types(parameter.dtype, torch.float32)
-        t = times.to(parameter.device, dtype)
+        t = noise_label(self.prediction, self.schedule, times).to(parameter.device, dtype)
+        scale = input_scale(self.prediction, self.schedule, times) if self._scaled else None
         network, is_x0, one_time = self.network, self.prediction == "x0", times.ndim == 1
         # factors as 0-dim tensors: see solvers/table.py
         x_factor, p_factor = c_x.to(dtype).unbind(), c_p.tolist()
@@ -161,7 +166,8 @@ class NetworkDenoiser(nn.Module, Denoiser):
             return views[batch]
 
         def evaluate(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
-            x0_hat, fraction = self._halves(network(x, per_sample(x.shape[0])[i], cond))
+            seen = x if scale is None else align(scale[i], x) * x
+            x0_hat, fraction = self._halves(network(seen, per_sample(x.shape[0])[i], cond))
             if not is_x0:
                 if one_time:
                     x0_hat = (x * x_factor[i]).add_(x0_hat, alpha=p_factor[i])
@@ -170,6 +176,10 @@ class NetworkDenoiser(nn.Module, Denoiser):
             return self._clipped(x0_hat), fraction
 
         return evaluate
+
+    @property
+    def _scaled(self) -> bool:
+        return self.prediction == "F" or isinstance(self.prediction, F)
 
     def _halves(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.variance_axis is None:

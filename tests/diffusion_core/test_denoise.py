@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.predict import PREDICTIONS, Prediction
-from diffusion_core.schedule import Cosine, Linear, RectifiedFlow, Schedule
+from diffusion_core.predict import PREDICTIONS, F, Prediction
+from diffusion_core.process.gaussian import Gaussian
+from diffusion_core.schedule import Cosine, Linear, RectifiedFlow, Schedule, VarianceExploding
 from tests.diffusion_core.worlds import SCHEDULES, gaussian, vector
 
 
@@ -28,17 +29,19 @@ class ExactNetwork(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: object = None) -> Tensor:
         self.calls.append((t, cond))
         t = t.to(torch.float64)[:, None]
+        if self.kind == "F":
+            # it is told log(sigma / alpha) / 4, and shown x_t in units of its width under data of width 1/2
+            t = self.schedule.t_of_log_snr(-8.0 * t)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        width = (alpha**2 / 4.0 + sigma**2) ** 0.5
+        x_t = width * x_t if self.kind == "F" else x_t
         k_x0, k_eps = {
             "x0": lambda: (1.0, 0.0),
             "eps": lambda: (0.0, 1.0),
             "v": lambda: (-sigma, alpha),
             "velocity": lambda: (self.schedule.d_alpha(t), self.schedule.d_sigma(t)),
             "score": lambda: (0.0, -1.0 / sigma),
-            "F": lambda: tuple(
-                k / (alpha**2 / 4.0 + sigma**2) ** 0.5
-                for k in (2.0 * sigma, -0.5 * alpha)  # of data of width 1/2
-            ),
+            "F": lambda: (2.0 * sigma / width, -0.5 * alpha / width),
         }[self.kind]()
         mean, variance = self.data.mean, self.data.std**2
         covariance = k_x0 * alpha * variance + k_eps * sigma
@@ -116,3 +119,28 @@ def test_the_target_of_training_is_what_the_bound_denoiser_undoes(kind):
     evaluate = NetworkDenoiser(Recall(), schedule, kind).bind(times)
     for i in range(3):
         torch.testing.assert_close(evaluate(x_t, i)[i], x0[i], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), VarianceExploding(20.0)], ids=str)
+def test_an_edm_network_sees_unit_variance_and_its_own_label(schedule):
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Watch(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, cond: object) -> Tensor:
+            seen.append((x, t))
+            return torch.zeros_like(x)
+
+    kind, times = F(0.7), vector(0.9, 0.4, 0.1)
+    denoiser = NetworkDenoiser(Watch(), schedule, kind)
+    x0, eps = torch.randn(2, 3, 40_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x_t = Gaussian(schedule).corrupt(0.7 * x0, times, eps)
+    denoiser(x_t, times)
+    torch.testing.assert_close(seen[0][0].std(1), torch.ones(3, dtype=torch.float64), rtol=0, atol=0.02)
+    torch.testing.assert_close(seen[0][1], (schedule.sigma(times) / schedule.alpha(times)).log() / 4.0)
+    # in the loop the same, and a network that says 0 leaves the skip connection
+    estimate = denoiser.bind(times)(x_t, 1)
+    torch.testing.assert_close(seen[1][0][1], seen[0][0][1], rtol=1e-12, atol=1e-12)
+    assert seen[1][1].tolist() == [float(seen[0][1][1])] * 3
+    alpha, sigma = schedule.alpha(times[1]), schedule.sigma(times[1])
+    torch.testing.assert_close(estimate, 0.49 * alpha / (0.49 * alpha**2 + sigma**2) * x_t, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(denoiser.x0_hat(x_t, times)[1], estimate[1], rtol=1e-10, atol=1e-10)

@@ -18,6 +18,7 @@ from diffusion_core.noise import Noise, PerSample, Shared
 from diffusion_core.oracles import GaussianData
 from diffusion_core.particles import Particles, Resampling, effective_share, offspring, sample_particles
 from diffusion_core.schedule import Cosine, Linear
+from tests.diffusion_core.test_correct import Shrunk
 from tests.diffusion_core.test_sample import Operations
 from tests.diffusion_core.worlds import gaussian, mixture, plane_mixture, vector
 
@@ -321,11 +322,7 @@ def test_mistakes_are_refused_with_what_to_do():
 
 
 def test_single_precision_stays_single_with_weights_in_double():
-    class Half(torch.nn.Module):
-        def forward(self, x, t, cond):
-            return 0.5 * x
-
-    product = NetworkDenoiser(Half(), Linear(), "eps") ** 1.5
+    product = NetworkDenoiser(Shrunk(0.5), Linear(), "eps") ** 1.5
     x = torch.randn(12, 3, 2, generator=torch.Generator().manual_seed(0))
     single, double = (
         sample_particles(product, grid_of(Linear(), 6), start, PerSample.from_seeds(range(12)), groups=3)
