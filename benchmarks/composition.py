@@ -247,6 +247,7 @@ SAMPLERS: dict[str, Sampler] = {
     "particles by path, weights only": weighted(None),
     "particles by path": weighted(Resampling()),
     "particles by path + ULA x2": weighted(Resampling(), Ula(2, 0.1)),
+    "particles by path + MALA x2, no densities": weighted(Resampling(), Mala(2, 0.3, quadrature=1)),
     "particles by density, weights only": weighted(None, weigh="density"),
     "particles by density": weighted(Resampling(), weigh="density"),
     "particles by density + MALA x2": weighted(Resampling(), Mala(2, 0.3), weigh="density"),
@@ -294,7 +295,7 @@ SHOWN = {
     "DDPM": "DDPM",
     "DDPM + ULA x5": "DDPM + ULA ×5",
     "DDPM + MALA x5": "DDPM + MALA ×5",
-    "particles by path + ULA x2": "by path + ULA ×2",
+    "particles by path + MALA x2, no densities": "by path + MALA ×2",
     "particles by density + MALA x2": "by density + MALA ×2",
 }
 

@@ -112,9 +112,9 @@ def composition() -> str:
             f"{c['w1']['value']:.3f} ± {c['w1']['stderr']:.3f} / {c['mode_error']['value']:.3f}" for c in cells
         ]
         cost = f"{row['evaluations']} + {row['log_densities']}" if row["log_densities"] else str(row["evaluations"])
-        rows.append([row["sampler"], *distances, cost, f"{row['cpu_ms']:.0f}"])
-    head = ["sampler", *(f"{name}: `{p['what']}`" for name, p in problems.items()), "evaluations", "CPU ms"]
-    head[1] += ", W1 / modes"
+        costs = [cost, f"{row['cpu_ms']:.0f}"] if row["evaluations"] else ["", ""]
+        rows.append([row["sampler"], *distances, *costs])
+    head = ["W1 / modes", *(f"{name}: {p['what']}" for name, p in problems.items()), "evaluations", "CPU ms"]
     return markdown(head, rows)
 
 

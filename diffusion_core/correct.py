@@ -202,12 +202,7 @@ def bind_pull(
         )
     if bool((times <= 0.0).any()):
         raise WorkbenchError("corrector: got a time t=0, where there is no noise to mix by; expected times > 0.")
-    parts = [part for part, _ in denoiser.denoisers] if isinstance(denoiser, Product) else [denoiser]
-    if any(isinstance(part, Union) and not has_log_density(part) for part in parts):
-        raise WorkbenchError(
-            "corrector: got a mixture whose shares come from the path of the sampler, which a corrector leaves; "
-            "expected parts with log-densities."
-        )
+    check_shares(denoiser)
     evaluate = denoiser.bind(times, cond)
     alphas, sigmas = process.schedule.alpha(times).tolist(), process.schedule.sigma(times).tolist()
 
@@ -217,6 +212,20 @@ def bind_pull(
         return (x0_hat * alphas[i]).sub_(x)
 
     return pull, sigmas
+
+
+def check_shares(denoiser: Denoiser) -> None:
+    """Refuse mixtures whose shares come from the path of one sampler: correctors and resampling leave it.
+
+    Raises:
+        WorkbenchError: there is one.
+    """
+    parts = [part for part, _ in denoiser.denoisers] if isinstance(denoiser, Product) else [denoiser]
+    if any(isinstance(part, Union) and not has_log_density(part) for part in parts):
+        raise WorkbenchError(
+            "correctors, particles: got a mixture whose shares come from the path of the sampler, which they leave; "
+            "expected parts with log-densities."
+        )
 
 
 def kinetic(p: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from diffusion_core.correct import check_shares
 from diffusion_core.denoise import Denoiser, Evaluate
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import Product
@@ -266,6 +267,7 @@ def _by_path(
             "particles by path: got known values or an exponent that depends on time; expected a product of denoisers "
             'with constant exponents, and costs; or weigh="density" with denoisers that have one.'
         )
+    check_shares(product)
     log_snr = process.schedule.log_snr(times)
     if not bool(torch.isfinite(log_snr).all()):
         raise WorkbenchError(

@@ -150,6 +150,17 @@ def test_a_quotient_is_unbiased_too():
     check_unbiased(exponents=(1.6, -0.4), resampling=Resampling(0.95))
 
 
+@pytest.mark.parametrize("exponents", [(1.0, 1.0), (0.5, 0.5), (2.0, 2.0)])
+def test_the_narrow_kernel_wastes_no_weight_on_what_is_not_known_yet(exponents):
+    grid = grid_of(Linear(), 7, 0.05)
+    line = Line(Linear(), *exponents, t=float(grid[-1]))
+    shares = [
+        float(run(line.product, grid, 20, 500, weigh=weigh, resampling=None).effective.min())
+        for weigh in ("density", "path")
+    ]
+    assert shares[0] > 0.8 and shares[1] < (0.1 if exponents != (0.5, 0.5) else 1.0)
+
+
 def test_a_single_gaussian_expert_needs_no_weights_in_the_limit():
     # its ancestral kernel is off by the width of the posterior only
     spread = []
@@ -312,6 +323,8 @@ def test_mistakes_are_refused_with_what_to_do():
         sample_particles(data ** (lambda t: 1.0 + t), grid, x, noise)
     with pytest.raises(WorkbenchError, match="known values"):
         sample_particles(known, grid, x, noise)
+    with pytest.raises(WorkbenchError, match="parts with log-densities"):
+        sample_particles((network | network) ** 1.5, grid, x, noise)
     with pytest.raises(WorkbenchError, match="leaves no signal"):
         cosine = gaussian(Cosine())
         sample_particles(cosine, grids.uniform(4), x, noise)
