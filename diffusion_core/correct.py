@@ -12,7 +12,7 @@ Where exponents sum to W the width is ``sigma_t / sqrt(W)``: choose ``step < 1 /
 `Ula` accepts every proposal and is stationary at a density that is off by O(step); `Mala` and `Hmc` accept with the
 Metropolis probability of ``pi_t`` and are exact. A sample's acceptance is its own: it never depends on its batch.
 
-Source: Du et al. 2023, "Reduce, Reuse, Recycle", section 4 and appendix (arXiv 2302.11552); Roberts & Tweedie 1996
+Source: Du et al. 2023, "Reduce, Reuse, Recycle" (arXiv 2302.11552); Roberts & Tweedie 1996
 (doi 10.2307/3318418); Neal 2011, "MCMC using Hamiltonian dynamics" (arXiv 1206.1901).
 """
 
@@ -98,7 +98,7 @@ class Hmc:
 
     It costs ``n leapfrog (1 + k) + 1`` evaluations of the denoiser, and n + 1 of the log-density for None.
 
-    Source: Neal 2011, figure 2 and section 5.5.3 (arXiv 1206.1901); partial refreshment: Horowitz 1991.
+    Source: Neal 2011 (arXiv 1206.1901); partial refreshment: Horowitz 1991 (doi 10.1016/0370-2693(91)90812-5).
     """
 
     n: int

@@ -51,6 +51,7 @@ from tests.diffusion_core.test_distill_jump import (
     quadrature,
     quantiles,
     train,
+    unscaled,
     wasserstein,
 )
 from tests.diffusion_core.worlds import SMOOTH, gaussian, mixture, vector
@@ -67,9 +68,10 @@ class FlowMap(nn.Module):
         self.data, self.kind = data, kind
 
     def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        x, t = unscaled(self.kind, self.data.schedule, x, t)
         c_skip, c_out = boundary_coefficients(self.kind, self.data.schedule, t, T_MIN)
         # at t = T_MIN any output will do
-        c_out = torch.where(c_out == 0.0, 1.0, c_out)[:, None]
+        c_out = torch.where(c_out.abs() < 1e-9, 1.0, c_out)[:, None]
         return (flow(self.data, x, t, torch.full_like(t, T_MIN)) - c_skip[:, None] * x) / c_out
 
 

@@ -18,7 +18,7 @@ from diffusion_core.distill import Pairs, estimate, grid_pairs, jump, process_of
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.oracles import GaussianData, GaussianMixture
-from diffusion_core.predict import PREDICTIONS, Prediction, convert
+from diffusion_core.predict import PREDICTIONS, Prediction, convert, input_scale
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.schedule import Linear, RectifiedFlow, Schedule
 from diffusion_core.solvers import ddim
@@ -64,6 +64,14 @@ def step_of(t: float, s: float) -> Pairs:
     return lambda draws, batch: (at(t)(draws, batch), at(s)(draws, batch))
 
 
+def unscaled(kind: Prediction, schedule: Schedule, shown: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """``x_t`` and ``t`` from what a network is shown and told: other things for EDM's F."""
+    if kind != "F":
+        return shown, label
+    t = schedule.t_of_log_snr(-8.0 * label)
+    return shown / input_scale("F", schedule, t)[:, None], t
+
+
 class Told(nn.Module):
     """A network that is told its x0_hat by a function of (x_t, t, cond) and says it in any ``kind``."""
 
@@ -74,7 +82,7 @@ class Told(nn.Module):
         self.schedule, self.kind, self.x0_hat = schedule, kind, x0_hat
 
     def forward(self, x_t: Tensor, t: Tensor, cond: object = None) -> Tensor:
-        t = t.to(torch.float64)
+        x_t, t = unscaled(self.kind, self.schedule, x_t, t.to(torch.float64))
         return convert(self.x0_hat(x_t, t, cond), x_t, "x0", self.kind, self.schedule, t)
 
 
