@@ -85,8 +85,8 @@ def capture(
         _copy("cond", fixed_cond, cond)
         if inside and noise is not example:
             raise WorkbenchError(
-                "captured sampling: got another noise source than the example; expected that one, whose generator is part "
-                "of the graph: seed it anew instead."
+                "captured sampling: got another noise source than the example; expected that one, whose generator is "
+                "part of the graph: seed it anew instead."
             )
         if recorded is not None:
             if noise is None:

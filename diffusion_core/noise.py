@@ -110,8 +110,8 @@ class Brownian:
         differences = clock.diff()
         if not (bool((differences > 0).all() or (differences < 0).all()) and low <= min(times) and max(times) <= high):
             raise WorkbenchError(
-                f"Brownian noise: got a clock from {times[0]:.6g} to {times[-1]:.6g} for a path over [{low:.6g}, {high:.6g}]; "
-                "expected finite, strictly monotone times inside of it (cut the grid's end at t = 0 off the clock)."
+                f"Brownian noise: got a clock from {times[0]:.6g} to {times[-1]:.6g} for a path over [{low:.6g}, "
+                f"{high:.6g}]; expected finite, strictly monotone times inside of it (cut the grid's end at t = 0 off)."
             )
         self.seeds, self.depth = [int(seed) for seed in seeds], depth
         self._places = [(t - self.first) / (self.last - self.first) for t in times]
