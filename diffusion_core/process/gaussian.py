@@ -61,7 +61,7 @@ class Gaussian(Process):
             raise WorkbenchError(
                 f"product of experts: at t={float(times[(rest != 0.0) & (alpha <= 0.0)][0]):.6g} the schedule "
                 f"{self.schedule} leaves no signal and the exponents sum to {float(weights.sum(1).max()):.4g}; "
-                "expected a grid that starts a little below (for example at 0.99), or exponents that sum to 1 (guidance)."
+                "expected a grid that starts a little below (for example 0.99), or exponents that sum to 1 (guidance)."
             )
         of_x = torch.where(rest == 0.0, 0.0, rest / alpha)
         return weighted_sum(of_x, weights)
