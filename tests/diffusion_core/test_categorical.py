@@ -22,7 +22,7 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import Energy, Known, start
 from diffusion_core.loss import Draws
 from diffusion_core.noise import On, PerSample, Shared
-from diffusion_core.oracles_categorical import CategoricalTable
+from diffusion_core.oracles import CategoricalTable
 from diffusion_core.process.categorical import Absorbing, Categorical, Marginal, Rates, Steps, uniform
 from diffusion_core.process.categorical.chain import discretised_gaussian, nearest_neighbour
 from diffusion_core.process.categorical.denoiser import Classifier

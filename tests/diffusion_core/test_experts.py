@@ -15,8 +15,7 @@ from diffusion_core.denoise import Denoiser, Evaluate, NetworkDenoiser
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import Energy, Known, Product, given, start
 from diffusion_core.noise import Shared
-from diffusion_core.oracles import GaussianData, GaussianMixture
-from diffusion_core.oracles_categorical import CategoricalTable
+from diffusion_core.oracles import CategoricalTable, GaussianData, GaussianMixture
 from diffusion_core.plan import Together
 from diffusion_core.process.categorical import Absorbing
 from diffusion_core.process.gaussian import Gaussian

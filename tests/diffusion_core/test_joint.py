@@ -16,9 +16,7 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.joint import JointDenoiser, Logits, Regression, Tangent, joint_loss
 from diffusion_core.loss import Draws
 from diffusion_core.noise import On, PerSample, Shared
-from diffusion_core.oracles import GaussianMixture
-from diffusion_core.oracles_categorical import CategoricalTable
-from diffusion_core.oracles_manifold import WrappedMixture
+from diffusion_core.oracles import CategoricalTable, GaussianMixture, WrappedMixture
 from diffusion_core.plan import Together
 from diffusion_core.predict import PREDICTIONS
 from diffusion_core.process.categorical import Absorbing

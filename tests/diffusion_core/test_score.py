@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_core import grid as grids
 from diffusion_core.loss import Draws
-from diffusion_core.oracles_manifold import RotationMixture, WrappedMixture
+from diffusion_core.oracles import RotationMixture, WrappedMixture
 from diffusion_core.process.so3 import SO3
 from diffusion_core.process.torus import Torus
 from diffusion_core.sample import sample

@@ -15,7 +15,7 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import Energy
 from diffusion_core.loss import Draws
 from diffusion_core.noise import PerSample, Shared
-from diffusion_core.oracles_manifold import RotationMixture
+from diffusion_core.oracles import RotationMixture
 from diffusion_core.process import igso3, so3
 from diffusion_core.process.so3 import SO3
 from diffusion_core.sample import sample

@@ -18,7 +18,7 @@ from diffusion_core.denoise import Denoiser
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.noise import PerSample, Shared
-from diffusion_core.oracles_manifold import WrappedMixture
+from diffusion_core.oracles import WrappedMixture
 from diffusion_core.plan import Plan, Together
 from diffusion_core.process import wrapped_normal as wrapped
 from diffusion_core.process.joint import Joint

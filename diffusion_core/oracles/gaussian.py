@@ -1,8 +1,4 @@
-"""Closed-form worlds: data whose every noised marginal, score, posterior and flow is known exactly.
-
-They are denoisers like any other, so every schedule, solver and composition is tested against the truth
-rather than against another implementation. All arithmetic is float64.
-"""
+"""Gaussians and their mixtures."""
 
 from __future__ import annotations
 
