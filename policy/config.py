@@ -94,7 +94,7 @@ class PolicyConfig:
     Args:
         horizon, n_obs_steps, n_action_steps: of a chunk, in control steps.
         network, schedule, sampler, grid, loss: constructors.
-        prediction: what the network predicts: x0, eps, v, velocity or score.
+        prediction: what the network predicts: x0, eps, v, velocity, score or F.
         clip: bound of the normalised x0 estimate.
         n_train: discrete training steps; 0 trains on continuous times.
         steps: denoising steps of the sampler.
