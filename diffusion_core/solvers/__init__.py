@@ -1,5 +1,7 @@
 """Solvers: pure functions ``(schedule, grid) -> Table``. The tree by what a step costs and remembers."""
 
+from diffusion_core.solvers.jumps import renoise, repaint, restart
+from diffusion_core.solvers.langevin import annealed_langevin, langevin
 from diffusion_core.solvers.multistep import (
     deis,
     dpm_solver_2m,
@@ -12,7 +14,7 @@ from diffusion_core.solvers.multistep import (
 )
 from diffusion_core.solvers.predictor_corrector import sa_solver, unipc
 from diffusion_core.solvers.single import consistency, ddim, ddpm, euler, flow_coefficients
-from diffusion_core.solvers.staged import heun
+from diffusion_core.solvers.staged import dpm_solver_2s, dpm_solver_3s, dpm_solver_pp_2s, dpm_solver_pp_3s, edm, heun
 from diffusion_core.solvers.table import Learned, Row, Solver, Table
 
 __all__ = [
@@ -20,20 +22,30 @@ __all__ = [
     "Row",
     "Solver",
     "Table",
+    "annealed_langevin",
     "consistency",
     "ddim",
     "ddpm",
     "deis",
     "dpm_solver_2m",
+    "dpm_solver_2s",
     "dpm_solver_3m",
+    "dpm_solver_3s",
     "dpm_solver_pp_2m",
     "dpm_solver_pp_2m_sde",
+    "dpm_solver_pp_2s",
     "dpm_solver_pp_3m",
     "dpm_solver_pp_3m_sde",
+    "dpm_solver_pp_3s",
+    "edm",
     "euler",
     "flow_coefficients",
     "heun",
+    "langevin",
     "lms",
+    "renoise",
+    "repaint",
+    "restart",
     "sa_solver",
     "unipc",
 ]

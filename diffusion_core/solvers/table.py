@@ -248,6 +248,9 @@ def single_step(t: Times, s: Times, x: Times, estimate: Times, noise: Times, noi
 def joined(*tables: Table) -> Table:
     """One table after another, the history of samples and estimates running on."""
 
+    if any(table.noise_large is not None for table in tables):
+        raise WorkbenchError("joined tables: got a learned variance; expected tables whose variance is fixed.")
+
     def stack(values: list[Tensor]) -> Tensor:
         width = max(v.shape[1] for v in values)
         return torch.cat([torch.cat([v, v.new_zeros(len(v), width - v.shape[1])], 1) for v in values])
