@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.grid import Grid, check_grid
 
-TokenGrid = Float64[Tensor, "n_plus_1 1 tokens"]
+TokenGrid = Float64[Tensor, "rows 1 tokens"]
 
 
 def pyramid(grid: Grid, tokens: int, delay: int = 1) -> TokenGrid:
@@ -34,7 +34,7 @@ def pyramid(grid: Grid, tokens: int, delay: int = 1) -> TokenGrid:
     """
     n = _falling(grid) - 1
     if tokens < 1 or not 0 <= delay <= n:
-        raise WorkbenchError(f"pyramid: got tokens={tokens}, delay={delay}; expected tokens >= 1 and 0 <= delay <= {n}.")
+        raise WorkbenchError(f"pyramid: got tokens={tokens}, delay={delay}; expected tokens >= 1, 0 <= delay <= {n}.")
     rows = torch.arange(n + delay * (tokens - 1) + 1)[:, None]
     place = (rows - delay * torch.arange(tokens)).clamp(0, n)
     return grid[place][:, None]

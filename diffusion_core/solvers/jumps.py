@@ -59,7 +59,7 @@ def restart(
     if repeats < 1 or steps < 1 or not 0.0 < low < high <= 1.0 or not float(grid[-1]) <= low < float(grid[0]):
         raise WorkbenchError(
             f"restart: got low={low}, high={high}, repeats={repeats}, steps={steps} on a grid from "
-            f"{float(grid[0]):.4g} to {float(grid[-1]):.4g}; expected 0 < low < high <= 1 with low on the way of the grid, "
+            f"{float(grid[0]):.4g} to {float(grid[-1]):.4g}; expected 0 < low < high <= 1 with low on its way, "
             "repeats >= 1 and steps >= 1."
         )
     at = torch.tensor([low], dtype=torch.float64)
