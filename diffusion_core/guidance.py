@@ -124,7 +124,8 @@ class Interval:
             raise WorkbenchError(f"Interval: got low={self.low}, high={self.high}; expected 0 <= low < high <= 1.")
 
     def __call__(self, t: Times) -> Times:
-        return torch.where((t >= self.low) & (t <= self.high), self.inside, self.outside).to(t.dtype)
+        inside = ((t >= self.low) & (t <= self.high)).to(t.dtype)
+        return self.inside * inside + self.outside * (1.0 - inside)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
     python examples/joint_state.py docs/joint_state.png
 
-The data: three kinds of object, each with its own number, angle (a whole turn is 1) and class. Given the kind the fields
-are independent, so a kind's exact denoiser is a dict of oracles, and the denoiser of the data is their mixture
-``red | blue | green``. The fields have different processes, schedules and grids; all that ties them together is the
-denoiser, and yet the samples have the right angle for their class.
+The data: three kinds of object, each with its own number, angle (a whole turn is 1) and label. Given the kind the
+fields are independent, so a kind's exact denoiser is a dict of oracles, and the denoiser of the data is the mixture
+``one | two | three``. Each field has its own process, schedule and grid; all that ties them together is the denoiser,
+and yet the samples have the right angle for their label.
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -77,34 +76,20 @@ def main(out=None, n=8000, steps=60):
     shares = [(x["label"] == k).double().mean().item() for k in range(3)]
     if out:
         figure, axes = subplots(1, 4, 13.0, 3.2)
-        at, turn = (
-            torch.linspace(-2.8, 2.8, 281, dtype=torch.float64),
-            torch.linspace(0.0, 1.0, 201, dtype=torch.float64),
-        )
-        kinds = world.parts
-        number = (
-            sum(torch.exp(-0.5 * ((at - m) / s) ** 2) / (s * math.sqrt(2 * math.pi)) for m, s in zip(NUMBERS, WIDTHS))
-            / 3
-        )
-        angle = sum(kind.angle.log_density(turn[:, None], 0.0).exp() for kind in kinds) / 3
-        for axis, name, places, exact in ((axes[0, 0], "number", at, number), (axes[0, 1], "angle", turn, angle)):
-            axis.hist(
-                x[name].numpy(),
-                bins=60,
-                range=(float(places[0]), float(places[-1])),
-                density=True,
-                color=MUTED,
-                alpha=0.5,
-            )
-            axis.plot(places, exact, color=INK, lw=1.5)
-            axis.set(title=name, yticks=[])
+        now, turn = torch.zeros(1, dtype=torch.float64), torch.linspace(0.0, 1.0, 201, dtype=torch.float64)[:, None]
+        line = 5.6 * turn - 2.8
+        number = sum(kind.number.bind_log_density(now)(line, 0).exp() for kind in world.parts) / 3.0
+        angle = sum(kind.angle.log_density(turn, 0.0).exp() for kind in world.parts) / 3.0
+        for axis, name, at, exact in ((axes[0, 0], "number", line, number), (axes[0, 1], "angle", turn, angle)):
+            axis.hist(x[name].numpy(), 60, (float(at[0]), float(at[-1])), density=True, color=MUTED, alpha=0.5)
+            axis.plot(at, exact, color=INK, lw=1.5)
+            axis.set(xlabel=name, yticks=[])
         axes[0, 2].bar(range(3), shares, color=MUTED, alpha=0.5)
-        axes[0, 2].hlines([1 / 3] * 3, [k - 0.4 for k in range(3)], [k + 0.4 for k in range(3)], color=INK, lw=1.5)
-        axes[0, 2].set(title="class", xticks=range(3), yticks=[])
+        axes[0, 2].hlines([1 / 3] * 3, [-0.4, 0.6, 1.6], [0.4, 1.4, 2.4], color=INK, lw=1.5)
+        axes[0, 2].set(xlabel="label", xticks=range(3), yticks=[])
         for k, colour in enumerate((WARM, ACCENT, INK)):
-            own = x["label"] == k
-            axes[0, 3].scatter(x["number"][own][:600], x["angle"][own][:600], s=2, color=colour, label=f"class {k}")
-        axes[0, 3].set(title="all three", xlabel="number", ylabel="angle", xlim=(-2.8, 2.8), ylim=(0, 1))
+            axes[0, 3].scatter(*(x[name][x["label"] == k][:500] for name in ("number", "angle")), s=2, color=colour)
+        axes[0, 3].set(xlabel="number", ylabel="angle", xlim=(-2.8, 2.8), ylim=(0, 1), title="coloured by label")
         save_figure(figure, Path(out))
     return {"agree": agree, "shares": shares, "samples": x}
 

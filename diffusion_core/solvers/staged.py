@@ -73,7 +73,7 @@ def edm(
     rho, rho_s = (torch.exp(-0.5 * schedule.log_snr(u)) for u in (t, s))
     largest = torch.exp(-0.5 * schedule.log_snr(torch.ones((), dtype=torch.float64)))
     inside = (rho >= churn_min) & (rho <= churn_max) & torch.isfinite(rho)
-    gamma = torch.where(inside, min(churn / len(t), math.sqrt(2.0) - 1.0), 0.0)
+    gamma = inside.to(t.dtype) * min(churn / len(t), math.sqrt(2.0) - 1.0)
     rho_hat = torch.minimum(rho * (1.0 + gamma), torch.maximum(rho, largest))
     raised = rho_hat > rho
     t_hat = torch.where(raised, schedule.t_of_log_snr(-2.0 * rho_hat.log()).clamp(max=1.0), t)

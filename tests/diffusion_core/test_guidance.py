@@ -81,6 +81,10 @@ def test_outside_its_interval_guidance_evaluates_the_conditional_branch_alone():
         torch.testing.assert_close(values[i], plain(x, i), rtol=0, atol=0)
 
 
+def test_an_interval_keeps_the_digits_of_its_scales():
+    assert Interval(1.3, 0.3, 0.7, 0.1)(TIMES).tolist() == [0.1, 1.3, 0.1]
+
+
 def test_an_empty_interval_is_refused():
     with pytest.raises(WorkbenchError, match=r"got low=0.7, high=0.3"):
         Interval(2.0, 0.7, 0.3)

@@ -165,7 +165,7 @@ def test_editing_starts_in_the_middle():
 
 
 def check_stationary(build) -> None:
-    """A Gaussian of variance v is stationary at ``v / (1 - step sigma^2 / (2 v))``: the closed form of the recursion."""
+    """A Gaussian of variance v is stationary at ``v / (1 - step sigma^2 / (2 v))``: the recursion's closed form."""
     for schedule in (Linear(), VarianceExploding(5.0)):
         t, step = vector(0.4), 0.3
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
