@@ -81,7 +81,7 @@ def main(out=None, n=8000, steps=60):
         number = sum(kind.number.bind_log_density(now)(line, 0).exp() for kind in world.parts) / 3.0
         angle = sum(kind.angle.log_density(turn, 0.0).exp() for kind in world.parts) / 3.0
         for axis, name, at, exact in ((axes[0, 0], "number", line, number), (axes[0, 1], "angle", turn, angle)):
-            axis.hist(x[name].numpy(), 60, (float(at[0]), float(at[-1])), density=True, color=MUTED, alpha=0.5)
+            axis.hist(x[name].numpy(), 60, range=(float(at[0]), float(at[-1])), density=True, color=MUTED, alpha=0.5)
             axis.plot(at, exact, color=INK, lw=1.5)
             axis.set(xlabel=name, yticks=[])
         axes[0, 2].bar(range(3), shares, color=MUTED, alpha=0.5)
