@@ -76,7 +76,8 @@ PAIRS = list(itertools.product(group("sampler"), group("grid")))
 def test_every_sampler_takes_every_grid(sampler, grid):
     found = table(group("sampler")[sampler], group("grid")[grid], 10, Cosine())
     assert int(found.ends_step.sum()) == 10
-    assert (found.times[:-1] >= found.times[1:]).all() and found.times[0] > 0.9
+    # between the ends of steps churn goes up
+    assert bool((found.reached[found.ends_step].diff() < 0.0).all()) and found.times[0] > 0.9
 
 
 @pytest.mark.parametrize(
