@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -118,7 +119,30 @@ def composition() -> str:
     return markdown(head, rows)
 
 
+def orders() -> str:
+    """Every solver's evaluations, order of convergence and source, the last from its docstring."""
+    from diffusion_core import solvers
+
+    r, rows = load("orders"), []
+    for row in r["rows"]:
+        name, *variant = row["solver"].split(", ")
+        calls, steps = row["evaluations"], r["n"]
+        each = (calls[-1] - calls[-2]) // (steps[-1] - steps[-2])
+        once = calls[-1] - each * steps[-1]
+        source = (
+            " ".join((inspect.getdoc(getattr(solvers, name)) or "").split("Source: ")[1].split(")")[0].split()) + ")"
+        )
+        error = max((c, e) for c, e in zip(calls, row["errors"], strict=True) if c <= 34)[1]
+        noise = "yes" if row["noisy"] else "no"
+        call = f"`{name}({', '.join(variant)})`" if variant else f"`{name}`"
+        rows.append(
+            [call, f"{each} (+{once})" if once else str(each), noise, f"{row['order']:.2f}", f"{error:.1e}", source]
+        )
+    return markdown(["solver", "evaluations a step", "noise", "order", "error at 24 to 34", "source"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "orders": orders,
     "pusht": pusht,
     "overhead": overhead,
     "samplers": samplers,
@@ -140,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a page is out of date")
     check = parser.parse_args().check
-    for page in (ROOT / "README.md", ROOT / "docs" / "pusht.md", ROOT / "docs" / "composition.md"):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         old = page.read_text()
         new = render(old)
         if check and new != old:

@@ -18,7 +18,7 @@ from diffusion_core.denoise import Denoiser
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import Noise, Shared
 from diffusion_core.plan import Plan
-from diffusion_core.sample import loop, sample, script
+from diffusion_core.sample import bound, loop, sample, script
 
 Captured = Callable[..., Any]
 """``captured(x, cond=None, noise=None) -> x``: `sample`, with the shapes of the example and nothing else."""
@@ -61,7 +61,8 @@ def capture(
         sample(denoiser, plan, x, cond, recorded)
     buffers = recorded.draws if recorded else []
     fixed_x, fixed_cond = (pytree.tree_map_only(Tensor, torch.clone, value) for value in (x, cond))
-    evaluate, rows = denoiser.bind(plan.bound, fixed_cond), script(plan)
+    evaluate, plan = bound(denoiser, plan, fixed_cond)
+    rows = script(plan)
 
     def run() -> Any:
         source = noise if inside else _Replayed(buffers)

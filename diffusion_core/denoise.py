@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -81,6 +81,19 @@ class Denoiser(Expert):
         """
 
 
+class _Prepared(NamedTuple):
+    """What a network denoiser makes of bound times: conversion, what the network is told, its views by batch."""
+
+    times: Tensor
+    c_x: Tensor
+    c_p: Tensor
+    x_factor: tuple[Tensor, ...]
+    p_factor: list[float]
+    told: Tensor
+    scale: Tensor | None
+    views: dict[int, tuple[Tensor, ...]]
+
+
 class NetworkDenoiser(nn.Module, Denoiser):
     """A network, what it predicts, and the schedule under which it was trained.
 
@@ -109,6 +122,7 @@ class NetworkDenoiser(nn.Module, Denoiser):
         self.prediction: Prediction = prediction
         self.clip = clip
         self.variance_axis = variance_axis
+        self._kept: _Prepared | None = None
 
     def forward(self, x_t: Tensor, t: Times, cond: Any = None) -> Tensor:
         """The raw prediction at per-sample times ``t`` (batch,), as trained."""
@@ -143,39 +157,74 @@ class NetworkDenoiser(nn.Module, Denoiser):
             )
         return WithVariance(self)
 
+    def bind_raw(self, times: Float64[Tensor, "n *extra"], cond: Any = None) -> tuple[Evaluate, Times, Times] | None:
+        """The network's own ``p`` in place of ``x0_hat = c_x x + c_p p``: ``(evaluate, c_x, c_p)``.
+
+        None where x0_hat is no such combination (it is clipped), or where nothing would be gained.
+        """
+        if self.clip is not None or self.prediction == "x0" or times.ndim > 1:
+            return None
+        at, look = self._prepared(times), self._look(times, cond)
+        return (lambda x, i: look(x, i)[0]), at.c_x, at.c_p
+
     def _bind(
         self, times: Float64[Tensor, "n *extra"], cond: Any
     ) -> Callable[[Tensor, int], tuple[Tensor, Tensor | None]]:
-        c_x, c_p = to_x0(self.prediction, self.schedule, times)
-        parameter = next(self.network.parameters(), times)
-        # the network's own precision, at least float32 (a float64 model is evaluated in float64)
-        dtype = torch.promote_types(parameter.dtype, torch.float32)
-        t = noise_label(self.prediction, self.schedule, times).to(parameter.device, dtype)
-        scale = input_scale(self.prediction, self.schedule, times) if self._scaled else None
-        network, is_x0, one_time = self.network, self.prediction == "x0", times.ndim == 1
-        # factors as 0-dim tensors: see solvers/table.py
-        x_factor, p_factor = c_x.to(dtype).unbind(), c_p.tolist()
-
-        views: dict[int, tuple[Tensor, ...]] = {}
-
-        def per_sample(batch: int) -> tuple[Tensor, ...]:
-            # the same views at every step of a run: made at its first
-            if batch not in views:
-                views.clear()
-                views[batch] = (t[:, None] if one_time else t).expand(-1, batch, *t.shape[2:]).unbind()
-            return views[batch]
+        at, look = self._prepared(times), self._look(times, cond)
+        is_x0, one_time, x_factor, p_factor = self.prediction == "x0", times.ndim == 1, at.x_factor, at.p_factor
 
         def evaluate(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
-            seen = x if scale is None else align(scale[i], x) * x
-            x0_hat, fraction = self._halves(network(seen, per_sample(x.shape[0])[i], cond))
+            x0_hat, fraction = look(x, i)
             if not is_x0:
                 if one_time:
                     x0_hat = (x * x_factor[i]).add_(x0_hat, alpha=p_factor[i])
                 else:
-                    x0_hat = align(c_x[i], x) * x + align(c_p[i], x) * x0_hat
+                    x0_hat = align(at.c_x[i], x) * x + align(at.c_p[i], x) * x0_hat
             return self._clipped(x0_hat), fraction
 
         return evaluate
+
+    def _look(
+        self, times: Float64[Tensor, "n *extra"], cond: Any
+    ) -> Callable[[Tensor, int], tuple[Tensor, Tensor | None]]:
+        """The network's output at the i-th of ``times``: prediction and fraction."""
+        at, network, halved = self._prepared(times), self.network, self.variance_axis is not None
+        told, scale, views = at.told, at.scale, at.views
+
+        def look(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
+            batch = x.shape[0]
+            if batch not in views:
+                # the same views at every step: made at the first
+                views.clear()
+                views[batch] = told.expand(-1, batch, *told.shape[2:]).unbind()
+            output = network(x if scale is None else align(scale[i], x) * x, views[batch][i], cond)
+            return self._halves(output) if halved else (output, None)
+
+        return look
+
+    def _prepared(self, times: Float64[Tensor, "n *extra"]) -> _Prepared:
+        """All that depends on the times alone; kept for the next run of the same plan."""
+        parameter = next(self.network.parameters(), times)
+        # the network's own precision, at least float32 (a float64 model is evaluated in float64)
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        kept = self._kept
+        same = kept is not None and kept.times is times and kept.told.dtype == dtype
+        # a schedule that learns changes under the same times
+        if (
+            kept is not None
+            and same
+            and kept.told.device == parameter.device
+            and not isinstance(self.schedule, nn.Module)
+        ):
+            return kept
+        c_x, c_p = to_x0(self.prediction, self.schedule, times)
+        told = noise_label(self.prediction, self.schedule, times).to(parameter.device, dtype)
+        scale = input_scale(self.prediction, self.schedule, times) if self._scaled else None
+        one_time = times.ndim == 1
+        # as a factor of a tensor a 0-dim tensor, as one inside of an operation a number: see solvers/table.py
+        factors = (c_x.to(dtype).unbind(), c_p.tolist()) if one_time else ((), [])
+        self._kept = _Prepared(times, c_x, c_p, *factors, told[:, None] if one_time else told, scale, {})
+        return self._kept
 
     @property
     def _scaled(self) -> bool:

@@ -24,11 +24,13 @@ class Plan(ABC):
     ``times`` (n, ...) and ``reached`` (n, ...) are the times at which row i finds and leaves its sample, float64
     (a dict of such for a state of several fields; axes after the first are per-sample or per-token times).
     ``ends_step`` (n,) is False for a stage inside a step, whose sample is not on the trajectory; ``evaluates``
-    (n,) is False for a row that needs no estimate, such as a jump back to more noise.
+    (n,) is False for a row that needs no estimate, such as a jump back to more noise. ``bound`` are the times of those
+    that do, what `Denoiser.bind` is given: the same tensor whenever it is asked for, so that it can be recognised.
     """
 
     times: Any
     reached: Any
+    bound: Any
     ends_step: Bool[Tensor, " n"]
     evaluates: Bool[Tensor, " n"]
 
@@ -45,13 +47,6 @@ class Plan(ABC):
             x: sample at the first time; not modified.
             noise: source of fresh noise; None only if the plan is not `noisy`.
         """
-
-    @property
-    def bound(self) -> Any:
-        """The times at which a denoiser is evaluated, in order: what `Denoiser.bind` is given."""
-        if isinstance(self.times, dict):
-            return {name: times[self.evaluates] for name, times in self.times.items()}
-        return self.times[self.evaluates]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +71,10 @@ class Together(Plan):
                     "as many with other stages; expected solvers that evaluate the denoiser at the same rows: give all "
                     "fields grids of one length and solvers of one evaluation a step."
                 )
+
+    @property
+    def bound(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return {name: plan.bound for name, plan in self.fields.items()}
 
     @property
     def times(self) -> dict[str, Tensor]:  # type: ignore[override]

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffusion_core.denoise import Denoiser, Evaluate
+from diffusion_core.denoise import Denoiser, Evaluate, NetworkDenoiser
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import Noise
 from diffusion_core.plan import Plan
+from diffusion_core.solvers.table import Table
 
 
 class State(NamedTuple):
@@ -84,13 +85,19 @@ def sample(
 ) -> Any:
     """The end of `trajectory`: (batch, ...), at the plan's last time."""
     # bare steps, so that no_grad is entered once and not at every step
-    for state in _steps(denoiser, plan, x, cond, noise, corrector):
+    for state in _steps(denoiser, plan, x, cond, noise, corrector, lean=True):
         x = state.x
     return x
 
 
 def _steps(
-    denoiser: Denoiser, plan: Plan, x: Any, cond: Any, noise: Noise | None, corrector: Corrector | None
+    denoiser: Denoiser,
+    plan: Plan,
+    x: Any,
+    cond: Any,
+    noise: Noise | None,
+    corrector: Corrector | None,
+    lean: bool = False,
 ) -> Iterator[State]:
     if noise is None and (plan.noisy or corrector is not None):
         raise WorkbenchError(
@@ -104,7 +111,22 @@ def _steps(
             )
         ends = plan.reached[plan.ends_step]
         correct = corrector.bind(denoiser, ends[ends > 0.0], cond)
-    return loop(script(plan), denoiser.bind(plan.bound, cond), plan, x, noise, correct)
+    evaluate, plan = bound(denoiser, plan, cond) if lean else (denoiser.bind(plan.bound, cond), plan)
+    return loop(script(plan), evaluate, plan, x, noise, correct)
+
+
+def bound(denoiser: Denoiser, plan: Plan, cond: Any) -> tuple[Evaluate, Plan]:
+    """What `loop` needs for the end of a trajectory alone.
+
+    Nobody asks for the estimates on the way, so a network's own prediction need not be made one: the conversion is
+    folded into the table.
+    """
+    if isinstance(denoiser, NetworkDenoiser) and isinstance(plan, Table) and plan.noise_large is None:
+        raw = denoiser.bind_raw(plan.bound, cond)
+        if raw is not None:
+            evaluate, c_x, c_p = raw
+            return evaluate, plan.folded(c_x, c_p)
+    return denoiser.bind(plan.bound, cond), plan
 
 
 def script(plan: Plan) -> list[tuple[bool, bool, Any]]:

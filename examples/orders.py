@@ -69,7 +69,7 @@ def measure(steps):
         errors = [(variance_error if noisy else flow_error)(solver, n) for n in steps]
         calls = [int(solver(SCHEDULE, grid.uniform(n, START, END)).evaluates.sum()) for n in steps]
         order = math.log(errors[-2] / errors[-1]) / math.log(steps[-1] / steps[-2])
-        label = name + "".join(f", {key}={value}" for key, value in keywords.items())
+        label = name + "".join(f", {key}={value!r}" for key, value in keywords.items())
         rows.append({"solver": label, "noisy": noisy, "order": order, "evaluations": calls, "errors": errors})
     return rows
 

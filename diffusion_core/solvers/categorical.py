@@ -40,6 +40,10 @@ class Ancestral(Plan):
     temperature: float = 1.0
 
     @property
+    def bound(self) -> Tensor:  # type: ignore[override]
+        return self.times
+
+    @property
     def ends_step(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
         return torch.ones(len(self.times), dtype=torch.bool)
 
@@ -117,6 +121,10 @@ class Reveal(Plan):
     rank: Int64[Tensor, "b d"] | None = None
     temperature: float = 1.0
     choice_temperature: float = 0.0
+
+    @property
+    def bound(self) -> Tensor:  # type: ignore[override]
+        return self.times
 
     @property
     def ends_step(self) -> Bool[Tensor, " n"]:  # type: ignore[override]

@@ -33,6 +33,10 @@ class Geodesic(Plan):
         return self.table.times
 
     @property
+    def bound(self) -> Tensor:  # type: ignore[override]
+        return self.table.bound
+
+    @property
     def reached(self) -> Tensor:  # type: ignore[override]
         return self.table.reached
 

@@ -160,8 +160,11 @@ def _exponential(schedule: Schedule, grid: Grid, of: Literal["x0", "eps"], nodes
                 estimates.append(of_m[j])
         rows.append((samples, estimates))
     ratio = sigmas[-1] / sigmas[0]
-    (of_x,), (of_m,) = rows[0]
-    first_row = ([torch.where(finite, of_x, ratio)], [torch.where(finite, of_m, alphas[-1] - ratio * alphas[0])])
+    ((first_x,), (first_m,)) = rows[0]
+    first_row = (
+        [torch.where(finite, first_x, ratio)],
+        [torch.where(finite, first_m, alphas[-1] - ratio * alphas[0])],
+    )
     return _interleaved(t, s, places[:-1], [first_row, *rows[1:]], finite)
 
 

@@ -16,7 +16,7 @@ Inversion is the same solver on the reversed grid; a warm start is a sliced grid
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -76,6 +76,9 @@ class Table(Plan):
     evaluates: Bool[Tensor, " n"]
     noise_large: Float64[Tensor, "n *extra"] | None = None
     rows: tuple[Row, ...] = field(init=False, repr=False)
+    bound: Float64[Tensor, "m *extra"] = field(init=False, repr=False)
+    _factors: dict[torch.dtype, tuple[Tensor, ...]] = field(init=False, repr=False)
+    _fold: tuple[Tensor, Tensor, Table] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, values in (("x", self.x), ("estimate", self.estimate), ("noise", self.noise)):
@@ -90,6 +93,9 @@ class Table(Plan):
                 )
         # made here and not where it is first read, which may be inside a compiled loop
         object.__setattr__(self, "rows", self._host_rows())
+        object.__setattr__(self, "bound", self.times if self.evaluates.all() else self.times[self.evaluates])
+        object.__setattr__(self, "_factors", {})
+        object.__setattr__(self, "_fold", None)
 
     @property
     def noisy(self) -> bool:
@@ -107,6 +113,34 @@ class Table(Plan):
             for a, b, c in zip(self.x.tolist(), self.estimate.tolist(), self.noise.tolist(), strict=True)
         )
 
+    def folded(self, c_x: Times, c_p: Times) -> Table:
+        """The same sampler for a denoiser that gives its raw ``p`` in place of ``estimate = c_x x + c_p p``.
+
+        The estimate k evaluations back becomes a multiple of p and one of the sample it was made at: two tensor
+        operations less in every row, and no division by a small alpha in between.
+
+        Args:
+            c_x, c_p: (m,) float64, for each of the m evaluations.
+        """
+        if self._fold is not None and self._fold[0] is c_x and self._fold[1] is c_p:
+            return self._fold[2]
+        rows = torch.arange(len(self.times))
+        at = rows[self.evaluates]
+        newest = self.evaluates.cumsum(0) - 1
+        estimate, moved = torch.zeros_like(self.estimate), []
+        for k in range(self.estimate.shape[1]):
+            which = (newest - k).clamp(min=0)
+            there = torch.where(newest >= k, self.estimate[:, k], 0.0)
+            estimate[:, k] = there * c_p[which]
+            moved.append((rows - at[which], there * c_x[which]))
+        width = max([self.x.shape[1], *(int(back[share != 0.0].max()) + 1 for back, share in moved if share.any())])
+        x = torch.cat([self.x, self.x.new_zeros(len(rows), width - self.x.shape[1])], 1)
+        for back, share in moved:
+            x[rows, back.clamp(max=width - 1)] += torch.where(back < width, share, 0.0)
+        found = replace(self, x=x, estimate=estimate)
+        object.__setattr__(self, "_fold", (c_x, c_p, found))
+        return found
+
     def begin(self, x: Tensor, noise: Noise | None) -> Advance:
         if self.times.ndim > 1:
             return self._columns(x, noise)
@@ -116,7 +150,7 @@ class Table(Plan):
         n_older, n_estimates = int(self.x.shape[1]) - 1, int(self.estimate.shape[1])
         rows, deviation = self.rows, self._deviation(x)
         # 0-dim tensors: a Python factor is wrapped into one at every call, which takes as long as the product itself
-        newest = self.estimate[:, 0].to(torch.promote_types(x.dtype, torch.float32)).unbind()
+        newest = self._newest(torch.promote_types(x.dtype, torch.float32))
 
         def advance(x: Tensor, estimate: Tensor | Learned | None, i: int) -> Tensor:
             nonlocal older, estimates
@@ -141,6 +175,11 @@ class Table(Plan):
             return new
 
         return advance
+
+    def _newest(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        if dtype not in self._factors:
+            self._factors[dtype] = self.estimate[:, 0].to(dtype).unbind()
+        return self._factors[dtype]
 
     def _columns(self, x: Tensor, noise: Noise | None) -> Advance:
         # every coefficient is a tensor: one number for each sample or token

@@ -39,6 +39,10 @@ class Wrapped(Plan):
         return self.table.times
 
     @property
+    def bound(self) -> Tensor:  # type: ignore[override]
+        return self.table.bound
+
+    @property
     def reached(self) -> Tensor:  # type: ignore[override]
         return self.table.reached
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_core import grid as grids
 from diffusion_core.denoise import NetworkDenoiser
@@ -16,7 +16,7 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import PerSample, Shared
 from diffusion_core.oracles import GaussianMixture
 from diffusion_core.process.gaussian import Gaussian
-from diffusion_core.sample import sample
+from diffusion_core.sample import loop, sample, script
 from diffusion_core.schedule import (
     Cosine,
     DiscreteBetas,
@@ -26,7 +26,19 @@ from diffusion_core.schedule import (
     VarianceExploding,
     linear_betas,
 )
-from diffusion_core.solvers import Solver, Table, ddim, ddpm, dpm_solver_pp_2m, euler, heun
+from diffusion_core.solvers import (
+    Solver,
+    Table,
+    ddim,
+    ddpm,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_3s,
+    edm,
+    euler,
+    heun,
+    repaint,
+    unipc,
+)
 from tests.diffusion_core.test_denoise import ExactNetwork
 from tests.diffusion_core.worlds import SCHEDULES, SMOOTH, gaussian, mixture, plane_mixture, vector
 
@@ -406,3 +418,65 @@ def test_an_impossible_eta_is_refused(eta):
 def test_a_grid_that_turns_is_refused_by_every_solver(solver):
     with pytest.raises(WorkbenchError, match="strictly falling"):
         solver(Linear(), vector(0.9, 0.5, 0.6, 0.1))
+
+
+# --- raw predictions --------------------------------------------------------------------------------------
+
+
+def check_folded(fold) -> None:
+    """A table folded for raw predictions is the table: the loop with x0_hat and the loop with p end alike."""
+    grid = grids.uniform(7, 0.95, 0.1)
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for schedule in (Linear(), RectifiedFlow()):
+        for kind in ("eps", "v", "velocity", "score"):
+            network = NetworkDenoiser(ExactNetwork(schedule, kind), schedule, kind)
+            for solver in FOLDED:
+                table = solver(schedule, grid)
+                raw = network.bind_raw(table.bound)
+                assert raw is not None
+                evaluate, c_x, c_p = raw
+                folded = fold(table, c_x, c_p)
+                ends = []
+                for plan, look in ((table, network.bind(table.bound)), (folded, evaluate)):
+                    *_, end = loop(script(plan), look, plan, x, PerSample.from_seeds(range(9)))
+                    ends.append(end.x)
+                torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)
+                assert torch.equal(sample(network, table, x, noise=PerSample.from_seeds(range(9))), ends[1])
+
+
+FOLDED: tuple[Solver, ...] = (
+    ddpm,
+    ddim,
+    heun,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_3s,
+    lambda schedule, grid: unipc(schedule, grid, 3, warm_up="staged"),
+    lambda schedule, grid: edm(schedule, grid, churn=5.0),
+    lambda schedule, grid: repaint(dpm_solver_pp_2m, schedule, grid, jump=3, resamplings=2),
+)
+
+
+def test_a_table_for_raw_predictions_is_the_same_sampler():
+    check_folded(Table.folded)
+
+
+def test_a_clipped_estimate_is_not_folded_away():
+    data = NetworkDenoiser(ExactNetwork(Linear(), "eps"), Linear(), "eps", clip=0.5)
+    table = ddim(Linear(), grids.uniform(5))
+    assert data.bind_raw(table.bound) is None
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert float(sample(data, table, x).abs().max()) <= 0.5
+
+
+def test_what_is_kept_of_one_plan_does_not_serve_another():
+    network = NetworkDenoiser(ExactNetwork(Linear(), "v"), Linear(), "v")
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    coarse, fine = (ddim(Linear(), grids.uniform(n)) for n in (5, 9))
+    alone = [sample(network, table, x) for table in (coarse, fine)]
+    for table, expected in ((fine, alone[1]), (coarse, alone[0]), (coarse, alone[0])):
+        assert torch.equal(sample(network, table, x), expected)
+    # and a model that is moved to another precision is told its times in it
+    single = network.float()
+    single.network.weight = nn.Parameter(torch.zeros(1))
+    sample(single, coarse, x.float())
+    assert single.network.calls[-1][0].dtype == torch.float32

@@ -22,7 +22,7 @@ from diffusion_core.solvers import (
     staged,
 )
 from diffusion_core.solvers.table import joined
-from tests.diffusion_core.test_solvers import check_order
+from tests.diffusion_core.test_solvers import check_folded, check_order
 from tests.diffusion_core.test_solvers_jumps import check_no_memory_across_jumps, check_renoise, check_stationary
 from tests.diffusion_core.test_solvers_staged import check_churn, check_dpm_solver_3
 
@@ -78,6 +78,11 @@ def memory_across_jumps(solver: Solver, schedule: Schedule, grid: Tensor, jump: 
     return joined(*tables)
 
 
+def folded_without_its_sample(table: Table, c_x: Tensor, c_p: Tensor) -> Table:
+    """The prediction is scaled and what belongs to the sample forgotten."""
+    return table.folded(torch.zeros_like(c_x), c_p.clone())
+
+
 def none(patch: Patch) -> None:
     """The defect is in what the check is given."""
 
@@ -93,5 +98,6 @@ DEFECTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "jump: the whole variance": (none, lambda: check_renoise(jump_with_the_whole_variance)),
     "jump: signal kept": (none, lambda: check_renoise(jump_without_shrinking)),
     "jump: memory crosses it": (none, lambda: check_no_memory_across_jumps(memory_across_jumps)),
+    "folded: the sample's part forgotten": (none, lambda: check_folded(folded_without_its_sample)),
     "Langevin: no root of two": (none, lambda: check_stationary(langevin_without_root_two)),
 }
