@@ -81,6 +81,21 @@ class Denoiser(Expert):
         """
 
 
+class _Views:
+    """A time for every sample of a batch, at each of the bound times: the same views at every step of every run."""
+
+    def __init__(self, told: Tensor) -> None:
+        self.told = told
+        self.batch = -1
+        self.views: tuple[Tensor, ...] = ()
+
+    def __call__(self, batch: int) -> tuple[Tensor, ...]:
+        if batch != self.batch:
+            self.views = self.told.expand(-1, batch, *self.told.shape[2:]).unbind()
+            self.batch = batch
+        return self.views
+
+
 class _Prepared(NamedTuple):
     """What a network denoiser makes of bound times: conversion, what the network is told, its views by batch."""
 
@@ -91,7 +106,7 @@ class _Prepared(NamedTuple):
     p_factor: list[float]
     told: Tensor
     scale: Tensor | None
-    views: dict[int, tuple[Tensor, ...]]
+    views: _Views
 
 
 class NetworkDenoiser(nn.Module, Denoiser):
@@ -164,8 +179,12 @@ class NetworkDenoiser(nn.Module, Denoiser):
         """
         if self.clip is not None or self.prediction == "x0" or times.ndim > 1:
             return None
-        at, look = self._prepared(times), self._look(times, cond)
-        return (lambda x, i: look(x, i)[0]), at.c_x, at.c_p
+        at, network, outputs = self._prepared(times), self.network, self._look(times, cond)
+        if at.scale is not None or self.variance_axis is not None:
+            return (lambda x, i: outputs(x, i)[0]), at.c_x, at.c_p
+        views = at.views
+        # nothing but the network: in a small one every call around it shows
+        return (lambda x, i: network(x, views(x.shape[0])[i], cond)), at.c_x, at.c_p
 
     def _bind(
         self, times: Float64[Tensor, "n *extra"], cond: Any
@@ -189,15 +208,10 @@ class NetworkDenoiser(nn.Module, Denoiser):
     ) -> Callable[[Tensor, int], tuple[Tensor, Tensor | None]]:
         """The network's output at the i-th of ``times``: prediction and fraction."""
         at, network, halved = self._prepared(times), self.network, self.variance_axis is not None
-        told, scale, views = at.told, at.scale, at.views
+        scale, views = at.scale, at.views
 
         def look(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
-            batch = x.shape[0]
-            if batch not in views:
-                # the same views at every step: made at the first
-                views.clear()
-                views[batch] = told.expand(-1, batch, *told.shape[2:]).unbind()
-            output = network(x if scale is None else align(scale[i], x) * x, views[batch][i], cond)
+            output = network(x if scale is None else align(scale[i], x) * x, views(x.shape[0])[i], cond)
             return self._halves(output) if halved else (output, None)
 
         return look
@@ -223,7 +237,7 @@ class NetworkDenoiser(nn.Module, Denoiser):
         one_time = times.ndim == 1
         # as a factor of a tensor a 0-dim tensor, as one inside of an operation a number: see solvers/table.py
         factors = (c_x.to(dtype).unbind(), c_p.tolist()) if one_time else ((), [])
-        self._kept = _Prepared(times, c_x, c_p, *factors, told[:, None] if one_time else told, scale, {})
+        self._kept = _Prepared(times, c_x, c_p, *factors, told, scale, _Views(told[:, None] if one_time else told))
         return self._kept
 
     @property

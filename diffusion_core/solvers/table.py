@@ -159,8 +159,9 @@ class Table(Plan):
                 new = torch.zeros_like(x)
             else:
                 x0_hat = estimate.x0_hat if isinstance(estimate, Learned) else estimate
-                estimates = (x0_hat, *estimates)[:n_estimates]
                 new = x0_hat * newest[i]
+                if n_estimates > 1:
+                    estimates = (x0_hat, *estimates)[:n_estimates]
             for k, b in row.estimate:
                 new.add_(estimates[k], alpha=b)
             for k, a in row.x:
@@ -171,7 +172,8 @@ class Table(Plan):
                     new.add_(z, alpha=row.noise)
                 else:
                     new.addcmul_(z, deviation(estimate, i))
-            older = (x, *older)[:n_older]
+            if n_older:
+                older = (x, *older)[:n_older]
             return new
 
         return advance

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core import grid as grids
-from diffusion_core.denoise import NetworkDenoiser
+from diffusion_core.denoise import Denoiser, NetworkDenoiser
 from diffusion_core.distill import jump
 from diffusion_core.distill.consistency import (
     boundary_coefficients,
@@ -33,12 +33,13 @@ from diffusion_core.distill.consistency import (
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.guidance import classifier_free
 from diffusion_core.loss import Draws
+from diffusion_core.noise import Shared
 from diffusion_core.oracles import GaussianData
 from diffusion_core.predict import PREDICTIONS, Prediction
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.sample import sample
 from diffusion_core.schedule import RectifiedFlow, Schedule, VarianceExploding
-from diffusion_core.solvers import ddim
+from diffusion_core.solvers import consistency, ddim
 from tests.diffusion_core.test_distill_jump import (
     Fixed,
     Small,
@@ -54,6 +55,7 @@ from tests.diffusion_core.test_distill_jump import (
     unscaled,
     wasserstein,
 )
+from tests.diffusion_core.test_solvers import kolmogorov_smirnov
 from tests.diffusion_core.worlds import SMOOTH, gaussian, mixture, vector
 
 T_MIN = 0.01
@@ -361,3 +363,31 @@ def test_continuous_time_needs_no_grid_at_all():
     train(student, loss, 400, 5e-3)
     one_step = sample(student, ddim(data.schedule, vector(1.0, T_MIN)), quantiles().float())
     assert wasserstein(one_step, data) < 0.3
+
+
+class Jump(Denoiser):
+    """The exact flow map of a mixture to the data."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.data = mixture(schedule)
+        self.process = self.data.process
+
+    def bind(self, times, cond=None):
+        at_times = times.tolist()
+        return lambda x, i: self.data.flow(x, at_times[i], 0.0)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 5])
+def test_multistep_sampling_with_the_exact_flow_map_is_exact(n_steps: int):
+    # a jump to the data, and its noising: each keeps the exact marginal, in any number of steps
+    n, schedule = 40_000, RectifiedFlow()
+    world = Jump(schedule)
+    noise = Shared(torch.Generator().manual_seed(1))
+    x = sample(world, consistency(schedule, grids.uniform(n_steps)), normal(n, 1), noise=noise)
+    assert kolmogorov_smirnov(x, world.data) < 1.95 / math.sqrt(n)  # the 0.1 % level
+
+
+def test_multistep_sampling_jumps_and_noises_again():
+    table, schedule = consistency(RectifiedFlow(), vector(1.0, 0.4, 0.0)), RectifiedFlow()
+    assert not bool(table.x.any()) and table.estimate[:, 0].tolist() == schedule.alpha(vector(0.4, 0.0)).tolist()
+    assert table.noise.tolist() == schedule.sigma(vector(0.4, 0.0)).tolist()
