@@ -74,15 +74,27 @@ def pusht() -> str:
 
 
 def overhead() -> str:
-    """Sampler overhead against diffusers."""
+    """Sampler overhead against three libraries: microseconds and tensor operations per step, and ratios."""
     r = load("sampler_overhead")
-    rows = []
-    for pair, ratio in r["ratios"].items():
-        peer, ours = pair.split(" / ")
-        medians = [r["samplers"][name]["us_per_step_median"] for name in (ours, peer)]
-        rows.append([f"`{ours}`", f"{medians[0]:.1f}", f"`{peer}`", f"{medians[1]:.1f}", f"{ratio['median']:.1f}×"])
-    head = ["ours", "µs per step", "diffusers", "µs per step", "ratio of medians"]
-    return markdown(head, rows)
+    cells = {(row["solver"], row["library"]): row for row in r["rows"]}
+    ratio = {(row["solver"], row["library"]): row for row in r["ratios"]}
+    peers = [name for name in ("diffusers", "k-diffusion", "azula") if name in r["peers"]]
+
+    def cell(row: dict[str, Any] | None) -> str:
+        return f"{row['us_per_step_median']:.1f} ({row['aten_ops_per_step']:g})" if row else ""
+
+    def times(solver: str, library: str) -> str:
+        found = ratio.get((solver, library))
+        if found is None:
+            return ""
+        without = f", {found['time_without_draw']:.1f}× without the draw" if "time_without_draw" in found else ""
+        return f"{cell(cells[solver, library])} **{found['time']:.1f}×**{without}"
+
+    rows = [
+        [f"`{solver}`", cell(cells[solver, "ours"]), cell(cells[solver, "floor"]), *(times(solver, p) for p in peers)]
+        for solver in dict.fromkeys(solver for solver, _ in cells if solver)
+    ]
+    return markdown(["µs per step (tensor operations)", "ours", "floor", *peers], rows)
 
 
 def samplers() -> str:

@@ -15,8 +15,8 @@ arithmetic of our table, in numbers known beforehand, and the same model: where 
 
 What a sampler makes once for a model and a grid (our table, diffusers' scheduler) is made before; what each run does
 before its first step is counted (our ``bind``, their ``set_timesteps``, which resets the state that a scheduler keeps).
-All samplers run in turn, round after round, in one process on one thread. Times are of the process's CPU, so that a busy
-machine disturbs them little; medians and minima are over the rounds.
+All samplers run in turn, round after round, in one process on one thread. Times are of the process's CPU, so that a
+busy machine disturbs them little; medians and minima are over the rounds.
 """
 
 from __future__ import annotations

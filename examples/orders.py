@@ -28,9 +28,9 @@ MULTI = ("dpm_solver_2m", "dpm_solver_pp_2m", "dpm_solver_3m", "dpm_solver_pp_3m
 ORDERS = (("deis", 2), ("deis", 3), ("lms", 4), ("unipc", 1), ("unipc", 2))
 FLOWS = [(name, {}) for name in SINGLE + MULTI] + [(name, {"order": order}) for name, order in ORDERS]
 FLOWS += [("unipc", {"order": 3, "warm_up": word}) for word in ("staged", "published")]
-FLOWS += [("dpm_solver_pp_3m", {"warm_up": "published"}), ("sa_solver", {"order": 2, "tau": 0})]
+FLOWS += [("dpm_solver_pp_3m", {"warm_up": "published"}), ("sa_solver", {"order": 2, "tau": 0.0})]
 NOISY = [(name, {}) for name in ("ddpm", "dpm_solver_pp_2m_sde", "dpm_solver_pp_3m_sde")]
-NOISY += [("ddim", {"eta": 0.5}), ("sa_solver", {"order": 3, "tau": 1}), ("edm", {"churn": 20})]
+NOISY += [("ddim", {"eta": 0.5}), ("sa_solver", {"order": 3, "tau": 1.0}), ("edm", {"churn": 20.0})]
 
 
 class Impulses:
