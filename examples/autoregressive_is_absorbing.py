@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from diffusion_core import grid
+from diffusion_core.denoise.classifier import Classifier
 from diffusion_core.loss import Draws
 from diffusion_core.noise import Shared
 from diffusion_core.process.categorical import Absorbing
-from diffusion_core.process.categorical.denoiser import Classifier
 from diffusion_core.process.categorical.elbo import continuous_loss
 from diffusion_core.process.categorical.orders import order_agnostic_loss, order_agnostic_nll, order_nll, random_orders
 from diffusion_core.sample import sample

@@ -30,7 +30,7 @@ from diffusion_core.solvers.torus import ancestral as wind
 
 COSINE, EXPLODING = Cosine(), VarianceExploding(1.0)
 CIRCLE, LABEL = Torus(EXPLODING), Absorbing(RectifiedFlow(), classes=3)
-NUMBERS, WIDTHS, ANGLES = (-1.5, 0.0, 1.2), (0.3, 0.2, 0.4), (0.15, 0.5, 0.9)
+NUMBERS, WIDTHS, ANGLES, SPREAD = (-1.5, 0.0, 1.2), (0.3, 0.2, 0.4), (0.15, 0.5, 0.9), 0.06
 
 
 class Kind(Denoiser):
@@ -38,7 +38,7 @@ class Kind(Denoiser):
 
     def __init__(self, k):
         number, width, angle = (torch.tensor([v[k]], dtype=torch.float64) for v in (NUMBERS, WIDTHS, ANGLES))
-        one, spread = torch.ones(1, dtype=torch.float64), torch.tensor([0.06], dtype=torch.float64)
+        one, spread = torch.ones(1, dtype=torch.float64), torch.tensor([SPREAD], dtype=torch.float64)
         self.number = GaussianData(COSINE, number, width)
         self.angle = WrappedMixture(CIRCLE, one, angle[:, None], spread)
         self.label = CategoricalTable(LABEL, torch.eye(3, dtype=torch.float64)[k])
@@ -71,8 +71,8 @@ def main(out=None, n=8000, steps=60):
     base = world.process.noise({"number": like, "angle": like, "label": like.long()}, On(noise, like.device))
     x = {name: v[:, 0] for name, v in sample(world, plan(steps), world.process.prior(base), noise=noise).items()}
 
-    gap = (x["angle"] - torch.tensor(ANGLES, dtype=torch.float64)[x["label"]]).abs()
-    agree = (torch.minimum(gap, 1.0 - gap) < 0.175).double().mean().item()
+    gap = (x["angle"] - torch.tensor(ANGLES, dtype=torch.float64)[x["label"]] + 0.5) % 1.0 - 0.5
+    agree = (gap.abs() < 4.0 * SPREAD).double().mean().item()
     shares = [(x["label"] == k).double().mean().item() for k in range(3)]
     if out:
         figure, axes = subplots(1, 4, 13.0, 3.2)
@@ -91,7 +91,7 @@ def main(out=None, n=8000, steps=60):
             axes[0, 3].scatter(*(x[name][x["label"] == k][:500] for name in ("number", "angle")), s=2, color=colour)
         axes[0, 3].set(xlabel="number", ylabel="angle", xlim=(-2.8, 2.8), ylim=(0, 1), title="coloured by label")
         save_figure(figure, Path(out))
-    return {"agree": agree, "shares": shares, "samples": x}
+    return {"agree": agree, "spread": float(gap.std()) / SPREAD, "shares": shares, "samples": x}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The order of convergence of every solver, measured against exact answers.
+"""The order of convergence of every solver, against exact answers.
 
     python examples/orders.py docs/orders.png benchmarks/results/orders.json
 
@@ -42,6 +42,8 @@ class Impulses:
         self.drawn += 1
         return (torch.arange(shape[0]) == self.drawn).to(dtype)[:, None]
 
+    uniform = normal
+
 
 def flow_error(solver, n):
     """Mean distance to the exact flow after ``n`` steps."""
@@ -77,11 +79,11 @@ def measure(steps):
 def main(out, json=None, steps=(8, 16, 32, 64, 128, 256)):
     rows = measure(steps)
     figure, axes = subplots(1, 4, 15.0, 4.6)
-    styles = [{"color": c, "ls": ls} for ls in ("-", "--", ":") for c in (ACCENT, WARM, INK)]
+    styles = [{"color": c, "ls": line, "lw": 1.3} for line in ("-", "--", ":") for c in (ACCENT, WARM, INK)]
     for p, axis in enumerate(axes[0], 1):
         panel = [row for row in rows if not row["noisy"] and round(row["order"]) == p]
         for row, style in zip(panel, styles, strict=False):
-            axis.loglog(row["evaluations"], row["errors"], label=row["solver"], marker=".", lw=1.3, **style)
+            axis.loglog(row["evaluations"], row["errors"], label=row["solver"], marker=".", **style)
         axis.loglog([8, 800], [3.0, 3.0 * 100.0**-p], color=MUTED, lw=7, alpha=0.3)
         axis.set(title=f"order {p}", xlabel="evaluations of the network", xlim=(7, 900), ylim=(1e-12, 8.0))
         axis.legend(fontsize=8, loc="lower left", handlelength=2.2)
@@ -89,9 +91,8 @@ def main(out, json=None, steps=(8, 16, 32, 64, 128, 256)):
     save_figure(figure, Path(out))
     if json:
         what = f"errors under {SCHEDULE}, uniform grids of n steps from {START} to {END}; order: slope of the last two"
-        command = "python examples/orders.py docs/orders.png benchmarks/results/orders.json"
-        head = {"what": what, "command": command, "commit": results.commit(), "n": list(steps)}
-        results.write_json(Path(json), head | {"rows": rows})
+        head = {"what": what, "command": __doc__.split("\n")[2].strip(), "commit": results.commit()}
+        results.write_json(Path(json), head | {"n": list(steps), "rows": rows})
     return rows
 
 

@@ -13,13 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_python_block_runs_and_samples_the_mixture() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_python_blocks_run_and_sample_the_mixture_and_the_product() -> None:
+    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(first, "README.md", "exec"), names)
     x = names["x"]
     # 0.7 of the mass sits at +1; 1000 draws have a standard error of 0.0145
     assert abs(float((x > 0).double().mean()) - 0.7) < 5 * 0.0145  # type: ignore[operator]
+    exec(compile(second, "README.md", "exec"), names)
+    x = names["x"]
+    assert bool((x[:, 1] == 0.5).all())  # type: ignore[index]
+    # the product: precision 2 / 0.25 - 1, mean (2 * 4 * 1 + 0.3) / 7; guidance goes further out than that
+    assert float(x[:, 0].mean()) > 8.3 / 7.0  # type: ignore[index]
 
 
 def test_tables_are_what_the_results_files_say() -> None:

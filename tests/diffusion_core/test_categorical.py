@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffusion_core import grid as grids
 from diffusion_core.denoise import Denoiser
+from diffusion_core.denoise.classifier import Classifier
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import Energy, Known, start
 from diffusion_core.loss import Draws
@@ -25,7 +26,6 @@ from diffusion_core.noise import On, PerSample, Shared
 from diffusion_core.oracles import CategoricalTable
 from diffusion_core.process.categorical import Absorbing, Categorical, Marginal, Rates, Steps, uniform
 from diffusion_core.process.categorical.chain import discretised_gaussian, nearest_neighbour
-from diffusion_core.process.categorical.denoiser import Classifier
 from diffusion_core.process.categorical.elbo import (
     bound,
     continuous_loss,

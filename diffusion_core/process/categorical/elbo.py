@@ -18,10 +18,10 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from diffusion_core.denoise import Denoiser
+from diffusion_core.denoise.classifier import Classifier
 from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws, uniform_times
 from diffusion_core.process import Source
-from diffusion_core.process.categorical.denoiser import Classifier
 from diffusion_core.process.categorical.kernel import one_hot
 from diffusion_core.process.categorical.process import Categorical
 from diffusion_core.process.categorical.redraw import Absorbing

@@ -24,10 +24,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from diffusion_core.denoise import Denoiser
+from diffusion_core.denoise.classifier import Classifier
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.process import Source
-from diffusion_core.process.categorical.denoiser import Classifier
 from diffusion_core.process.categorical.elbo import Nats
 from diffusion_core.process.categorical.redraw import Absorbing
 

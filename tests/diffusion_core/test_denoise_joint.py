@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from diffusion_core import grid as grids
 from diffusion_core.contracts import check_denoiser, check_process
 from diffusion_core.denoise import Denoiser, Evaluate
+from diffusion_core.denoise.joint import JointDenoiser, Logits, Regression, Tangent, joint_loss
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.joint import JointDenoiser, Logits, Regression, Tangent, joint_loss
 from diffusion_core.loss import Draws
 from diffusion_core.noise import On, PerSample, Shared
 from diffusion_core.oracles import CategoricalTable, GaussianMixture, WrappedMixture

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core import grid as grids
+from diffusion_core.denoise.score import ScoreNetwork, score_loss
 from diffusion_core.loss import Draws
 from diffusion_core.oracles import RotationMixture, WrappedMixture
 from diffusion_core.process.so3 import SO3
 from diffusion_core.process.torus import Torus
 from diffusion_core.sample import sample
 from diffusion_core.schedule import VarianceExploding
-from diffusion_core.score import ScoreNetwork, score_loss
 from diffusion_core.solvers import torus as solvers
 from tests.diffusion_core.test_so3 import rotations
 from tests.diffusion_core.worlds import vector

@@ -1,84 +1,22 @@
-"""The denoiser: the only thing a solver calls.
-
-A solver wants ``x0_hat(x_t, t)`` and nothing else. A `Denoiser` gives it for a whole list of times at once:
-``bind`` does everything that depends on the times alone (conversion coefficients, embeddings of time, checks,
-which experts of a product are active), once, in float64, before the loop. What is left for the loop is the
-network and at most two multiplications.
-"""
+"""A network over one Gaussian field."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from diffusion_core.denoise.expert import Denoiser, Evaluate
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.predict import F, Prediction, align, input_scale, mixture, noise_label, to_x0
 from diffusion_core.process import Process
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.schedule import Schedule, Times
 from diffusion_core.solvers.table import Learned
-
-if TYPE_CHECKING:
-    from diffusion_core.experts import Product, Strength, Union
-
-Evaluate = Callable[[Any, int], Any]
-"""``evaluate(x, i) -> estimate``: for a Gaussian field x0_hat, given ``x`` at the i-th bound time."""
-
-
-class Expert(ABC):  # noqa: B024  what its parts do differs; what it can be combined into does not
-    """A factor of a density: ``a * b``, ``a / b``, ``a ** w`` and ``a | b`` are densities again.
-
-    What they mean, and where they are exact, stands in ``diffusion_core.experts``.
-    """
-
-    def __mul__(self, other: Expert) -> Product:
-        from diffusion_core import experts
-
-        return experts.product(self, other)
-
-    def __truediv__(self, other: Expert) -> Product:
-        return self * other**-1.0
-
-    def __pow__(self, exponent: Strength) -> Product:
-        from diffusion_core import experts
-
-        return experts.power(self, exponent)
-
-    def __or__(self, other: Expert) -> Union:
-        from diffusion_core import experts
-
-        return experts.union(self, other)
-
-
-class Denoiser(Expert):
-    """What a state looked like before it was noised by ``process``: an estimate for every ``x_t`` and ``t``.
-
-    For a Gaussian field the estimate is the posterior mean ``E[x0 | x_t]``.
-    """
-
-    process: Process
-
-    @abstractmethod
-    def bind(self, times: Any, cond: Any = None) -> Evaluate:
-        """Prepare evaluations at ``times``.
-
-        Args:
-            times: (n, *extra) float64, in any order, repeats allowed; more axes than one are times for each
-                sample (n, batch) or token (n, batch, tokens). A dict of such for a state of several fields.
-            cond: what the sample is conditioned on, as the denoiser understands it; batch axis first.
-
-        Returns:
-            ``evaluate(x, i)``: (batch, ...) -> (batch, ...), for i in 0..n-1.
-
-        Raises:
-            WorkbenchError: at one of the times the estimate cannot be recovered.
-        """
 
 
 class _Views:

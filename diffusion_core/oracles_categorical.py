@@ -1,1 +1,0 @@
-from diffusion_core.oracles.categorical import *  # noqa: F403

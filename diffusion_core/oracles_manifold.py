@@ -1,1 +1,0 @@
-from diffusion_core.oracles.manifold import *  # noqa: F403
