@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_core import denoise, predict
 from diffusion_core import grid as grids
+from diffusion_core import predict
+from diffusion_core.denoise import network
 from diffusion_core.ema import Ema
 from diffusion_core.loss import Draws
 from diffusion_core.normalize import MinMax
@@ -93,7 +94,7 @@ def v_without_its_factor_where_no_signal_is_left(patch: Patch) -> None:
         c_x, c_p = predict.to_x0(kind, schedule, t)
         return c_x, torch.where(c_x == 0.0, 1.0, c_p)
 
-    patch.setattr(denoise, "to_x0", wrong)
+    patch.setattr(network, "to_x0", wrong)
 
 
 def x0_from_eps_without_dividing(kind: predict.Prediction, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
