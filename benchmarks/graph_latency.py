@@ -4,8 +4,8 @@ On a GPU:
 
     python -m benchmarks.graph_latency --device cuda --out benchmarks/results/graph_latency_cuda.json
 
-On a CPU there are no graphs: ``--device cpu`` measures the compiled loop instead (the first call compiles, which takes
-most of a minute for each network and batch).
+On a CPU there are no graphs: ``--device cpu`` measures the compiled loop instead. The first call compiles: 20 s for the
+MLP, minutes for the U-Net (``--networks mlp`` leaves it out).
 
 Wall time from the call to the synchronised result, median over the repeats, all in one process. The networks are the
 shipped policies': the residual MLP of the cpu preset and the temporal U-Net of the paper preset.
@@ -75,10 +75,11 @@ def of_diffusers(model: nn.Module, x_start: Tensor, cond: Tensor, steps: int) ->
     return run
 
 
-def measure(device: torch.device, steps: int, repeats: int) -> list[dict[str, Any]]:
+def measure(device: torch.device, chosen: list[str], steps: int, repeats: int) -> list[dict[str, Any]]:
     rows = []
     how = "cuda_graph" if device.type == "cuda" else "compile"
-    for name, network in networks().items():
+    for name in chosen:
+        network = networks()[name]
         for batch in (1, 256):
             model = NetworkDenoiser(network, linear_betas(), "eps").to(device)
             table = ddim(model.schedule, grids.trailing(1000, steps))
@@ -113,13 +114,15 @@ def measure(device: torch.device, steps: int, repeats: int) -> list[dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--networks", nargs="+", choices=list(networks()), default=list(networks()))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.set_num_threads(1)
-    command = f"python -m benchmarks.graph_latency --device {device} --steps {arguments.steps} --out {arguments.out}"
+    command = f"python -m benchmarks.graph_latency --device {device} --networks {' '.join(arguments.networks)} --steps "
+    command += f"{arguments.steps} --repeats {arguments.repeats} --out {arguments.out}"
     report = {
         "what": "median wall milliseconds of one DDIM run of a policy-sized network",
         "command": command,
@@ -128,7 +131,7 @@ def main() -> None:
         "hardware": results.hardware(),
         "diffusers": diffusers.__version__,
         "repeats": arguments.repeats,
-        "rows": measure(device, arguments.steps, arguments.repeats),
+        "rows": measure(device, arguments.networks, arguments.steps, arguments.repeats),
     }
     results.write_json(arguments.out, report)
 
