@@ -24,14 +24,15 @@ class _Views:
 
     def __init__(self, told: Tensor) -> None:
         self.told = told
-        self.batch = -1
-        self.views: tuple[Tensor, ...] = ()
+        self.kept: tuple[int, tuple[Tensor, ...]] = (-1, ())
 
     def __call__(self, batch: int) -> tuple[Tensor, ...]:
-        if batch != self.batch:
-            self.views = self.told.expand(-1, batch, *self.told.shape[2:]).unbind()
-            self.batch = batch
-        return self.views
+        # read once, written once: a run in another thread may keep another batch's
+        of, views = self.kept
+        if of != batch:
+            views = self.told.expand(-1, batch, *self.told.shape[2:]).unbind()
+            self.kept = (batch, views)
+        return views
 
 
 class _Prepared(NamedTuple):
