@@ -17,9 +17,6 @@ from diffusion_core.oracles import GaussianMixture
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-ELSEWHERE = {"composition.py": "tests/diffusion_core/test_composition.py"}
-"""Examples that another file tests, if they are there."""
-
 
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
@@ -42,7 +39,7 @@ def test_an_example_is_short_says_what_it_is_and_is_tested(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 100 and text.startswith('"""')
     here = Path(__file__).read_text()
-    assert f'load("{path.stem}")' in here or path.name in ELSEWHERE
+    assert f'load("{path.stem}")' in here
 
 
 def test_orders(tmp_path: Path) -> None:
