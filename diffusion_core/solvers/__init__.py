@@ -1,7 +1,7 @@
 """Solvers: pure functions ``(schedule, grid) -> Table``. The tree by what a step costs and remembers."""
 
 from diffusion_core.solvers.jumps import renoise, repaint, restart
-from diffusion_core.solvers.langevin import annealed_langevin, langevin
+from diffusion_core.solvers.langevin import annealed_langevin, corrected, langevin, pc
 from diffusion_core.solvers.multistep import (
     deis,
     dpm_solver_2m,
@@ -24,6 +24,7 @@ __all__ = [
     "Table",
     "annealed_langevin",
     "consistency",
+    "corrected",
     "ddim",
     "ddpm",
     "deis",
@@ -43,6 +44,7 @@ __all__ = [
     "heun",
     "langevin",
     "lms",
+    "pc",
     "renoise",
     "repaint",
     "restart",

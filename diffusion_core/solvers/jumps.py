@@ -81,7 +81,8 @@ def repaint(solver: Solver, schedule: Schedule, grid: Grid, jump: int = 10, resa
     Raises:
         WorkbenchError: a rising grid, or numbers below 1.
 
-    Source: Lugmayr et al. 2022, section 4.2 (arXiv 2201.09865).
+    Source: Lugmayr et al. 2022, section 4.2 (arXiv 2201.09865). Their code counts the blocks from the data, does the
+    noisiest once, and never starts a jump from clean data; ours counts from the noise and treats all blocks alike.
     """
     _falls(grid, "repaint")
     if jump < 1 or resamplings < 1:

@@ -88,7 +88,8 @@ def edm(
         [0.5 * step / rho_s, alpha_s / alpha_hat * (1.0 + 0.5 * step / rho_hat)],
         [-0.5 * alpha_s * step / rho_s, -0.5 * alpha_s * step / rho_hat],
     )
-    table = _interleaved(t_hat, s, [t_hat, s], [predictor, corrector], (sigma_s > 0.0) & torch.isfinite(rho))
+    whole = (sigma_s > 0.0) & torch.isfinite(rho) & torch.isfinite(rho_s)
+    table = _interleaved(t_hat, s, [t_hat, s], [predictor, corrector], whole)
     return _raised_before(table, t, raised, alpha_hat / alpha, added)
 
 

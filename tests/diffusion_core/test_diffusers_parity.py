@@ -7,6 +7,8 @@ applied twice). Their arithmetic and their tables are float32, which sets the to
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,18 @@ from diffusion_core.denoise import Denoiser, NetworkDenoiser
 from diffusion_core.noise import Shared
 from diffusion_core.sample import trajectory
 from diffusion_core.schedule import DiscreteBetas, RectifiedFlow, VarianceExploding, cosine_betas, linear_betas
-from diffusion_core.solvers import ddim, ddpm, dpm_solver_pp_2m, euler, heun
+from diffusion_core.solvers import (
+    Solver,
+    ddim,
+    ddpm,
+    dpm_solver_2s,
+    dpm_solver_3s,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_2s,
+    dpm_solver_pp_3s,
+    euler,
+    heun,
+)
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -186,3 +199,133 @@ def test_flow_matching_euler_without_shift():
     table = euler(RectifiedFlow(), grids.uniform(20))
     denoiser = NetworkDenoiser(network, RectifiedFlow(), "velocity")
     assert_same([state.x for state in trajectory(denoiser, table, start())], others)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ancestral_euler_in_the_noise_level_is_ddim_with_eta_one(eta):
+    # without its noise it is the plain one
+    name = "EulerAncestralDiscreteScheduler" if eta else "EulerDiscreteScheduler"
+    scheduler = getattr(diffusers, name)(beta_schedule="linear", timestep_spacing="trailing")
+    scheduler.set_timesteps(15)
+    steps = (grids.trailing(N_TRAIN, 15)[:-1] * N_TRAIN).round() - 1.0
+    sigmas = Scaled(VarianceExploding(), steps).sigmas
+    schedule = VarianceExploding(sigmas[0])
+    grid = torch.tensor([*(s / sigmas[0] for s in sigmas), 0.0], dtype=torch.float64)
+    x, noise = start() * sigmas[0], Shared(torch.Generator().manual_seed(2))
+    ours = trajectory(Scaled(schedule, steps), ddim(schedule, grid, eta), x, noise=noise)
+    assert_same([s.x for s in ours], theirs(scheduler, x, generator=torch.Generator().manual_seed(2)), 1e-4)
+
+
+class Smooth(nn.Module):
+    """`Fixed` at any time, which remembers what it saw and said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed, self.seen, self.said = Fixed(), [], []
+
+    def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        self.seen.append(x)
+        self.said.append(self.fixed.at_step(x, t * N_TRAIN))
+        return self.said[-1]
+
+
+@torch.no_grad()
+def at_our_places(scheduler, sigmas: list[float], network: Smooth) -> list[Tensor]:
+    """What a scheduler makes of our samples and our network's words, at our noise levels, stages among them.
+
+    Their nodes inside a step are grid points, so these are given as such; the times are mere labels then.
+    """
+    scheduler.set_timesteps(len(sigmas) - 1)
+    scheduler.sigmas = torch.tensor(sigmas)
+    scheduler.timesteps = torch.arange(len(sigmas) - 1)
+    scheduler.order_list = [*range(1, scheduler.config.solver_order + 1)] * (
+        len(sigmas) // scheduler.config.solver_order
+    )
+    return [
+        scheduler.step(said, t, seen).prev_sample
+        for t, seen, said in zip(scheduler.timesteps, network.seen, network.said, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("solver", "algorithm", "order"),
+    [
+        (dpm_solver_2s, "dpmsolver", 2),
+        (dpm_solver_pp_2s, "dpmsolver++", 2),
+        (dpm_solver_3s, "dpmsolver", 3),
+        (dpm_solver_pp_3s, "dpmsolver++", 3),
+    ],
+    ids=["2s", "pp_2s", "3s", "pp_3s"],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_single_step_dpm_solvers(solver: Solver, algorithm: str, order: int):
+    scheduler = diffusers.DPMSolverSinglestepScheduler(
+        algorithm_type=algorithm, solver_order=order, solver_type="midpoint", lower_order_final=False,
+        final_sigmas_type="sigma_min",
+    )  # fmt: skip
+    schedule, network = BETAS["linear"], Smooth()
+    table = solver(schedule, grids.trailing(N_TRAIN, 5)[:-1])
+    states = list(trajectory(NetworkDenoiser(network, schedule, "eps"), table, start()))
+    places = torch.cat([table.times, table.reached[-1:]])
+    others = at_our_places(scheduler, (schedule.sigma(places) / schedule.alpha(places)).tolist(), network)
+    ours = [*network.seen[1:], states[-1].x]
+    # their third-order step has another second stage, the second-order step to that place, and not the paper's
+    stage = torch.arange(len(ours)) % order
+    published = [k for k in range(len(ours)) if order == 2 or stage[k] != 1]
+    assert_same([ours[k] for k in published], [others[k] for k in published])
+
+
+@torch.no_grad()
+def test_dpm_2_in_the_noise_level_is_dpm_solver_2s():
+    scheduler = diffusers.KDPM2DiscreteScheduler(
+        beta_schedule="linear", beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(10)
+    sigmas = [float(scheduler.sigmas[0]), *scheduler.sigmas[1:-1:2].tolist()]
+    schedule = VarianceExploding(sigmas[0])
+    grid = torch.tensor([s / sigmas[0] for s in sigmas], dtype=torch.float64)
+
+    class Level(Denoiser):
+        """eps as a function of the noise level, since theirs asks for a step that is no whole number."""
+
+        def __init__(self) -> None:
+            self.schedule = schedule
+
+        def bind(self, times, cond=None):
+            levels = schedule.sigma(times).tolist()
+            return lambda x, i: x - levels[i] * eps(x, levels[i])
+
+    def eps(x: Tensor, sigma: float) -> Tensor:
+        return Fixed().at_step(x / (sigma**2 + 1.0) ** 0.5, torch.tensor(100.0 * math.log1p(sigma)))
+
+    x = others = start() * sigmas[0]
+    ends = []
+    for i, t in enumerate(scheduler.timesteps):
+        # the first of two evaluations is at the step's start, the second at its node
+        inner = i % 2 == 1
+        sigma = float(scheduler.sigmas_interpol[scheduler.step_index] if inner else scheduler.sigmas[i])
+        others = scheduler.step(eps(others, sigma), t, others).prev_sample
+        if inner or i == len(scheduler.timesteps) - 1:
+            ends.append(others)
+    ours = [state.x for state in trajectory(Level(), dpm_solver_2s(schedule, grid), x)]
+    assert_same(ours, ends, 1e-4)
+
+
+def test_edm_euler_and_the_preconditioning_of_f():
+    scheduler = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5)
+    scheduler.set_timesteps(12)
+    schedule, network, x = VarianceExploding(80.0), Fixed(), start() * 80.0
+    others, state = [], x
+    with torch.no_grad():
+        for label in scheduler.timesteps:
+            output = network.at_step(scheduler.scale_model_input(state, label), N_TRAIN * label)
+            state = scheduler.step(output, label, state).prev_sample
+            others.append(state)
+
+    class Labelled(nn.Module):
+        def forward(self, x: Tensor, label: Tensor, cond: object = None) -> Tensor:
+            return network.at_step(x, N_TRAIN * label)
+
+    table = euler(schedule, grids.karras(schedule, 12, sigma_max=80.0, sigma_min=0.002))
+    denoiser = NetworkDenoiser(Labelled(), schedule, "F")
+    assert_same([state.x for state in trajectory(denoiser, table, x)], others)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -118,6 +119,23 @@ def test_a_start_without_signal_is_one_first_order_row(schedule, solver):
     assert float((sample(data, solver(schedule, grids.uniform(200)), x) - data.flow(x, 1.0, 0.0)).abs().max()) < 0.03
 
 
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow()], ids=str)
+@every_solver
+def test_an_inversion_may_end_without_signal_in_one_first_order_row(schedule, solver):
+    grid = grids.uniform(6, 1.0, 0.1).flip(0)
+    table, first = solver(schedule, grid), ddim(schedule, grid)
+    assert table.ends_step[-1] and table.ends_step[-2] and len(table.times) == 1 + 5 * STAGES[solver]
+    columns_close(table.x[-1, :1], first.x[-1])
+    columns_close(table.estimate[-1, :1], first.estimate[-1])
+    data, x = gaussian(schedule), points()
+
+    def error(n: int) -> float:
+        end = sample(data, solver(schedule, grids.uniform(n, 1.0, 0.1).flip(0)), data.flow(x, 1.0, 0.1))
+        return float((end - x).abs().max())
+
+    assert error(200) < 0.02 and error(50) / error(200) > 3.0
+
+
 @exponential
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), RectifiedFlow()], ids=str)
 def test_a_change_of_schedule_is_a_rescaling_of_x(solver, schedule):
@@ -177,6 +195,50 @@ def test_dpm_solver_3_is_the_algorithm_of_lu_et_al():
     check_dpm_solver_3(dpm_solver_3s)
 
 
+def test_dpm_solver_2_is_the_algorithm_of_lu_et_al():
+    # Lu et al. 2022a, algorithm 1, with r_1 = 1/2
+    schedule = Linear()
+    data, grid = plane_mixture(schedule), grids.uniform(6, 0.9, 0.1)
+    expected, lam = points(), lambdas(schedule, grid)
+    for i in range(6):
+        h = lam[i + 1] - lam[i]
+        t = [schedule.t_of_log_snr(vector(2.0 * (lam[i] + r * h))) for r in (0.0, 0.5, 1.0)]
+        alpha, sigma = [float(schedule.alpha(u)) for u in t], [float(schedule.sigma(u)) for u in t]
+        u = alpha[1] / alpha[0] * expected - sigma[1] * math.expm1(0.5 * h) * eps(data, expected, float(t[0]))
+        expected = alpha[2] / alpha[0] * expected - sigma[2] * math.expm1(h) * eps(data, u, float(t[1]))
+    torch.testing.assert_close(sample(data, dpm_solver_2s(schedule, grid), points()), expected, rtol=1e-9, atol=1e-9)
+
+
+def check_pp_3s(solver: Solver) -> None:
+    """The exact integral of the polynomials that the stages interpolate, by quadrature, not by its closed form.
+
+    A step solves ``x_s = sigma_s / sigma_t x + sigma_s integral exp(lambda) m d lambda``; its second and third stage
+    take m as the straight line through m at the start and at the newest node.
+    """
+    schedule = Linear()
+    data, grid = plane_mixture(schedule), grids.uniform(6, 0.9, 0.1)
+    expected, lam = points(), lambdas(schedule, grid)
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(30))
+    for i in range(6):
+        h, start = lam[i + 1] - lam[i], expected
+        sigma_t, slope, place = float(schedule.sigma(grid[i])), torch.zeros_like(start), 0.0
+        m_0 = m = data.bind(grid[i : i + 1])(start, 0)
+        for r in (1.0 / 3.0, 2.0 / 3.0, 1.0):
+            slope = (m - m_0) / (place * h) if place else slope
+            t = schedule.t_of_log_snr(vector(2.0 * (lam[i] + r * h)))
+            after = 0.5 * r * h * (nodes + 1.0)
+            measure = 0.5 * r * h * weights * torch.exp(lam[i] + after)
+            integral = measure.sum() * m_0 + (measure * after).sum() * slope
+            u = schedule.sigma(t) * (start / sigma_t + integral)
+            m, place = data.bind(t)(u, 0), r
+        expected = u
+    torch.testing.assert_close(sample(data, solver(schedule, grid), points()), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_dpm_solver_pp_3s_integrates_the_lines_through_its_estimates():
+    check_pp_3s(dpm_solver_pp_3s)
+
+
 def test_dpm_solver_pp_2s_is_the_algorithm_of_lu_et_al():
     schedule = Linear()
     data, grid = plane_mixture(schedule), grids.uniform(6, 0.9, 0.1)
@@ -224,6 +286,21 @@ def test_churn_is_the_algorithm_of_karras_et_al():
     check_churn(edm)
 
 
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
+def test_churn_under_any_schedule_is_churn_of_the_rescaled_sample(schedule):
+    exploding, settings = VarianceExploding(200.0), {"churn": 5.0, "churn_min": 0.05, "churn_max": 50.0}
+    grid = grids.uniform(8, 0.9, 0.05)
+    matched = exploding.t_of_log_snr(schedule.log_snr(grid))
+
+    def run(under: Schedule, times: Tensor) -> Tensor:
+        alpha = under.alpha(times[[0, -1]]).tolist()
+        table = edm(under, times, **settings)
+        noise = PerSample.from_seeds(range(20))
+        return sample(plane_mixture(under), table, alpha[0] * points(), noise=noise) / alpha[1]
+
+    torch.testing.assert_close(run(schedule, grid), run(exploding, matched), rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize("schedule", [Linear(), VarianceExploding(20.0)], ids=str)
 def test_churned_samples_have_the_exact_marginal(schedule):
     n = 40_000
@@ -239,6 +316,12 @@ def test_churned_samples_have_the_exact_marginal(schedule):
 
 
 # --- refusals ---------------------------------------------------------------------------------------------
+
+
+@every_solver
+def test_an_inversion_that_starts_without_noise_is_refused(solver):
+    with pytest.raises(WorkbenchError, match=r"from t=0 to .* is not finite; expected"):
+        solver(Linear(), grids.uniform(4).flip(0))
 
 
 @every_solver
