@@ -188,6 +188,15 @@ def _named(kind: Any) -> Any:
     return F() if kind == "F" else kind
 
 
+def factor(coefficient: Tensor, like: Tensor) -> Tensor:
+    """A coefficient of one time (0-dim) or of several as a factor of ``like``, to be used in a loop.
+
+    A 0-dim one stays on the host: a kernel takes it as an argument, while moving it would be a copy that waits, and
+    that no CUDA graph may contain.
+    """
+    return coefficient.to(like.dtype) if coefficient.ndim == 0 else align(coefficient, like)
+
+
 def align(coefficient: Tensor, like: Tensor) -> Tensor:
     """Give a coefficient of shape (*t) the dtype of ``like`` and trailing axes that broadcast over it."""
     return coefficient.to(like.device, like.dtype).reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))

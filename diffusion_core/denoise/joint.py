@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffusion_core.denoise import Denoiser, Evaluate
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws, Weighting, simple, uniform_times
-from diffusion_core.predict import Prediction, align, mixture, to_x0
+from diffusion_core.predict import Prediction, align, factor, mixture, to_x0
 from diffusion_core.process import Process
 from diffusion_core.process.categorical import Categorical
 from diffusion_core.process.categorical.reverse import log_x0
@@ -49,7 +49,7 @@ class Regression(Head):
 
     def estimate(self, times: Times) -> Callable[[Tensor, Tensor, int], Tensor]:
         c_x, c_p = to_x0(self.prediction, self.process.schedule, times)
-        return lambda output, x, i: align(c_x[i], x) * x + align(c_p[i], x) * output
+        return lambda output, x, i: factor(c_x[i], x) * x + factor(c_p[i], x) * output
 
     def loss(self, output: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, t: Times) -> Tensor:
         k_x0, k_eps = (align(k, x0) for k in mixture(self.prediction, self.process.schedule, t))
@@ -66,7 +66,7 @@ class Tangent(Head):
 
     def estimate(self, times: Times) -> Callable[[Tensor, Tensor, int], Tensor]:
         factors = self.process.output_scale(times, self.scale)
-        return lambda output, x, i: align(factors[i], output) * output
+        return lambda output, x, i: factor(factors[i], output) * output
 
     def loss(self, output: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, t: Times) -> Tensor:
         return (output - self.process.target(x0, x_t, t, self.scale)) ** 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_core.denoise.expert import Denoiser, Evaluate
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.predict import F, Prediction, align, input_scale, mixture, noise_label, to_x0
+from diffusion_core.predict import F, Prediction, align, factor, input_scale, mixture, noise_label, to_x0
 from diffusion_core.process import Process
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.schedule import Schedule, Times
@@ -150,7 +150,7 @@ class NetworkDenoiser(nn.Module, Denoiser):
         scale, views = at.scale, at.views
 
         def look(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
-            output = network(x if scale is None else align(scale[i], x) * x, views(x.shape[0])[i], cond)
+            output = network(x if scale is None else factor(scale[i], x) * x, views(x.shape[0])[i], cond)
             return self._halves(output) if halved else (output, None)
 
         return look

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.predict import align
+from diffusion_core.predict import align, factor
 from diffusion_core.process import Process, Source, mean_by_shares
 from diffusion_core.schedule import Schedule, Times
 
@@ -92,7 +92,7 @@ class Gaussian(Process):
                 f"energy: at t={float(times[alpha <= 0.0][0]):.6g} the schedule {self.schedule} leaves no signal, and "
                 "a gradient in x_t says nothing about the data; expected a grid that starts a little below."
             )
-        return lambda x, x0_hat, gradient, i: x0_hat + align(factors[i], x0_hat) * gradient
+        return lambda x, x0_hat, gradient, i: x0_hat + factor(factors[i], x0_hat) * gradient
 
     def pin(self, times: Times) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
         return lambda x, x0_hat, mask, values, i: torch.where(mask, values, x0_hat)

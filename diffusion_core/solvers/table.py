@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float64
@@ -27,7 +27,7 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.grid import Grid, check_grid
 from diffusion_core.noise import Noise
 from diffusion_core.plan import Advance, Plan
-from diffusion_core.predict import align
+from diffusion_core.predict import align, factor
 from diffusion_core.schedule import Schedule, Times
 
 
@@ -78,6 +78,7 @@ class Table(Plan):
     rows: tuple[Row, ...] = field(init=False, repr=False)
     bound: Float64[Tensor, "m *extra"] = field(init=False, repr=False)
     _factors: dict[torch.dtype, tuple[Tensor, ...]] = field(init=False, repr=False)
+    _columns_of: dict[Any, tuple[list[list[Tensor]], ...]] = field(init=False, repr=False)
     _fold: tuple[Tensor, Tensor, Table] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class Table(Plan):
         object.__setattr__(self, "rows", self._host_rows())
         object.__setattr__(self, "bound", self.times if self.evaluates.all() else self.times[self.evaluates])
         object.__setattr__(self, "_factors", {})
+        object.__setattr__(self, "_columns_of", {})
         object.__setattr__(self, "_fold", None)
 
     @property
@@ -178,6 +180,15 @@ class Table(Plan):
 
         return advance
 
+    def _aligned(self, x: Tensor) -> tuple[list[list[Tensor]], ...]:
+        key = (x.dtype, x.device, x.ndim)
+        if key not in self._columns_of:
+            self._columns_of[key] = tuple(
+                [[align(c, x) for c in row.unbind()] for row in values.unbind()]
+                for values in (self.x, self.estimate, self.noise[:, None])
+            )
+        return self._columns_of[key]
+
     def _newest(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         if dtype not in self._factors:
             self._factors[dtype] = self.estimate[:, 0].to(dtype).unbind()
@@ -188,10 +199,7 @@ class Table(Plan):
         older: tuple[Tensor, ...] = ()
         estimates: tuple[Tensor, ...] = ()
         n_older, n_estimates = int(self.x.shape[1]) - 1, int(self.estimate.shape[1])
-        of_x, of_estimate, of_noise = (
-            [[align(c, x) for c in row.unbind()] for row in values.unbind()]
-            for values in (self.x, self.estimate, self.noise[:, None])
-        )
+        of_x, of_estimate, of_noise = self._aligned(x)
         deviation = self._deviation(x)
 
         def advance(x: Tensor, estimate: Tensor | Learned | None, i: int) -> Tensor:
@@ -217,8 +225,8 @@ class Table(Plan):
         if self.noise_large is None:
             return None
         # where one of the two is 0 there is no noise at all, whatever the network says
-        small = [align(c, like) for c in torch.where(self.noise_large > 0.0, self.noise, 0.0).log().unbind()]
-        large = [align(c, like) for c in torch.where(self.noise > 0.0, self.noise_large, 0.0).log().unbind()]
+        small, large = self.noise.log(), self.noise_large.log()
+        wider = torch.where(self.noise > 0.0, large - small, 0.0)
 
         def deviation(estimate: Tensor | Learned | None, i: int) -> Tensor:
             if not isinstance(estimate, Learned):
@@ -226,7 +234,7 @@ class Table(Plan):
                     "sampling: this table has a learned variance and got a denoiser without one; expected "
                     'NetworkDenoiser(..., variance_axis=...).with_variance(), or ddpm(variance="small" or "large").'
                 )
-            return torch.exp(torch.lerp(small[i].expand_as(estimate.fraction), large[i], estimate.fraction))
+            return torch.exp(factor(small[i], like) + factor(wider[i], like) * estimate.fraction)
 
         return deviation
 
