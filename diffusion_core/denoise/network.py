@@ -172,7 +172,7 @@ class NetworkDenoiser(nn.Module, Denoiser):
             return kept
         c_x, c_p = to_x0(self.prediction, self.schedule, times)
         told = noise_label(self.prediction, self.schedule, times).to(parameter.device, dtype)
-        scale = input_scale(self.prediction, self.schedule, times) if self._scaled else None
+        scale = input_scale(self.prediction, self.schedule, times).to(dtype) if self._scaled else None
         one_time = times.ndim == 1
         # as a factor of a tensor a 0-dim tensor, as one inside of an operation a number: see solvers/table.py
         factors = (c_x.to(dtype).unbind(), c_p.tolist()) if one_time else ((), [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from itertools import zip_longest
 
@@ -11,12 +12,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_core import grid as grids
+from diffusion_core import solvers
+from diffusion_core.contracts import HostReads
 from diffusion_core.denoise import Denoiser, NetworkDenoiser
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.experts import Energy, Known, given
+from diffusion_core.guidance import Interval, classifier_free
 from diffusion_core.noise import PerSample, Shared
-from diffusion_core.sample import sample, trajectory
+from diffusion_core.sample import bound, loop, sample, script, trajectory
 from diffusion_core.schedule import Cosine, Linear, linear_betas
-from diffusion_core.solvers import ddim, ddpm, dpm_solver_pp_2m, euler, heun
+from diffusion_core.solvers import Solver, ddim, ddpm, dpm_solver_pp_2m, euler, heun
 from tests.diffusion_core.worlds import plane_mixture
 
 SOLVERS = (ddpm, ddim, euler, heun, dpm_solver_pp_2m)
@@ -184,21 +189,21 @@ class Constant(nn.Module):
         self.output = torch.zeros_like(like)
 
     def forward(self, x: Tensor, t: Tensor, cond: object) -> Tensor:
-        return self.output
+        return self.output if len(x) == len(self.output) else torch.zeros_like(x)
 
 
-def operations_per_step(solver, prediction) -> tuple[float, Counter[str]]:
+def operations_per_step(solver, prediction, seed: int = 0) -> tuple[float, Counter[str]]:
     """Operations that one more step costs, and those among them that read a value.
 
     From two lengths, so that what a run does once cancels; views, which compute nothing, are not counted.
     """
-    x = start().float()
+    x = start(seed=seed).float()
     denoiser = NetworkDenoiser(Constant(x), Linear(), prediction)
     counts = []
     for n in (20, 40):
         table = solver(Linear(), grids.uniform(n))
+        sample(denoiser, table, x, noise=shared())  # what is made once for a plan
         noise = shared()
-        table.rows  # noqa: B018  host numbers, made once per table
         with Operations() as operations:
             sample(denoiser, table, x, noise=noise)
         counts.append(operations.counts)
@@ -208,26 +213,91 @@ def operations_per_step(solver, prediction) -> tuple[float, Counter[str]]:
     return (sum(more.values()) - views) / 20, reads
 
 
+LIMITS = {
+    # products and sums of a row, the prediction's conversion folded into it; a draw is two: with its copy to where x is
+    "ddim": 2,
+    "euler": 2,
+    "ddpm": 4,
+    "consistency": 4,
+    "heun": 6,
+    "edm": 6,
+    "dpm_solver_2s": 6,
+    "dpm_solver_pp_2s": 6,
+    "dpm_solver_3s": 10,
+    "dpm_solver_pp_3s": 10,
+    "dpm_solver_2m": 4,
+    "dpm_solver_pp_2m": 4,
+    "dpm_solver_pp_2m_sde": 6,
+    "dpm_solver_3m": 6,
+    "dpm_solver_pp_3m": 6,
+    "dpm_solver_pp_3m_sde": 8,
+    "deis": 6,
+    "lms": 8,
+    "unipc": 6,
+    "sa_solver": 10,
+    # a hundred Langevin steps at every level, and its change
+    "annealed_langevin": 402,
+}
+
+
+def table_solvers() -> dict[str, Solver]:
+    """Every exported function of (schedule, grid) that has a default for all else."""
+    found = {}
+    for name in solvers.__all__:
+        solver = getattr(solvers, name)
+        if inspect.isfunction(solver):
+            arguments = [*inspect.signature(solver).parameters.values()]
+            if [a.name for a in arguments[:2]] == ["schedule", "grid"] and all(
+                a.default is not a.empty for a in arguments[2:]
+            ):
+                found[name] = solver
+    return found
+
+
+def test_every_exported_solver_has_its_limit():
+    assert table_solvers().keys() == LIMITS.keys()
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_step_costs_a_fixed_number_of_operations_and_reads_no_value(name):
+    operations, reads = operations_per_step(table_solvers()[name], "eps")
+    assert not reads
+    assert operations <= LIMITS[name]
+    # the same for other data: it stands in the table
+    assert operations == operations_per_step(table_solvers()[name], "eps", seed=5)[0]
+
+
 @pytest.mark.parametrize(
-    ("solver", "prediction", "limit"),
-    [
-        # one product or sum per term
-        (ddim, "x0", 2),
-        (euler, "x0", 2),
-        (dpm_solver_pp_2m, "x0", 3),
-        # and the draw, with its copy to where x is
-        (ddpm, "x0", 4),
-        # x0 from eps: two more
-        (ddim, "eps", 4),
-        (ddim, "v", 4),
-        (dpm_solver_pp_2m, "eps", 5),
-        (heun, "eps", 10),
-    ],
+    ("solver", "prediction", "limit"), [(ddim, "x0", 2), (ddim, "v", 2), (euler, "velocity", 2), (ddim, "F", 3)]
 )
-def test_a_step_costs_few_operations_and_reads_no_value(solver, prediction, limit):
+def test_no_prediction_costs_more_than_another(solver, prediction, limit):
     operations, reads = operations_per_step(solver, prediction)
     assert not reads
     assert operations <= limit
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        lambda model: classifier_free(model, torch.zeros(1, 3), 3.0),
+        lambda model: classifier_free(model, torch.zeros(1, 3), Interval(3.0, 0.2, 0.6)),
+        lambda model: model * given(model, torch.ones(6, 3)) ** 0.5 * Energy(lambda x0: x0.sum(1), through="estimate"),
+        lambda model: model * Energy(lambda x0: x0.sum(1)) * Known(torch.tensor([True, False]), torch.zeros(2)),
+    ],
+    ids=["guided", "interval", "product", "energy and known"],
+)
+def test_an_expression_reads_no_value(expression):
+    x = start().float()
+    model = NetworkDenoiser(Constant(x), Linear(), "eps")
+    denoiser, cond = expression(model), torch.ones(6, 3)
+    table = ddim(Linear(), grids.uniform(10, 0.99))
+    evaluate, plan = bound(denoiser, table, cond)
+    rows = script(plan)
+    x = start().float()
+    with HostReads() as reads, torch.no_grad():
+        for _ in loop(rows, evaluate, plan, x, None):
+            pass
+    assert not reads.seen
 
 
 def test_the_counter_of_operations_sees_a_read():
