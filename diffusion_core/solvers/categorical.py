@@ -21,23 +21,8 @@ from diffusion_core.process.categorical.process import Categorical
 from diffusion_core.process.categorical.redraw import Absorbing
 
 
-@dataclass(frozen=True)
-class Ancestral(Plan):
-    """Each row draws ``x_s`` from ``sum_x0 p(x0 | x_t) q(x_s | x_t, x0)``, every entry for itself.
-
-    Args:
-        process: what the denoiser undoes.
-        times: t of each row; more axes than one are times per sample or per token.
-        reached: s of each row.
-        through: r <= s of each row: it goes back to r and noises again to s.
-        temperature: of ``p(x0 | x_t)``; 0 takes the likeliest class.
-    """
-
-    process: Categorical
-    times: Float64[Tensor, "n *extra"]
-    reached: Float64[Tensor, "n *extra"]
-    through: Float64[Tensor, "n *extra"]
-    temperature: float = 1.0
+class Drawn(Plan):
+    """A plan of one draw a row: every row evaluates, draws and ends a step."""
 
     @property
     def bound(self) -> Tensor:  # type: ignore[override]
@@ -54,6 +39,25 @@ class Ancestral(Plan):
     @property
     def noisy(self) -> bool:
         return True
+
+
+@dataclass(frozen=True, eq=False)
+class Ancestral(Drawn):
+    """Each row draws ``x_s`` from ``sum_x0 p(x0 | x_t) q(x_s | x_t, x0)``, every entry for itself.
+
+    Args:
+        process: what the denoiser undoes.
+        times: t of each row; more axes than one are times per sample or per token.
+        reached: s of each row.
+        through: r <= s of each row: it goes back to r and noises again to s.
+        temperature: of ``p(x0 | x_t)``; 0 takes the likeliest class.
+    """
+
+    process: Categorical
+    times: Float64[Tensor, "n *extra"]
+    reached: Float64[Tensor, "n *extra"]
+    through: Float64[Tensor, "n *extra"]
+    temperature: float = 1.0
 
     def begin(self, x: Tensor, noise: Noise | None) -> Advance:
         source = _need(noise)
@@ -101,8 +105,8 @@ def ancestral(
     return Ancestral(process, grid[:-1], grid[1:], (1.0 - churn) * grid[1:], temperature)
 
 
-@dataclass(frozen=True)
-class Reveal(Plan):
+@dataclass(frozen=True, eq=False)
+class Reveal(Drawn):
     """Each row fills in a fixed number of masked entries: in given orders, or the most confident ones first.
 
     Args:
@@ -121,22 +125,6 @@ class Reveal(Plan):
     rank: Int64[Tensor, "b d"] | None = None
     temperature: float = 1.0
     choice_temperature: float = 0.0
-
-    @property
-    def bound(self) -> Tensor:  # type: ignore[override]
-        return self.times
-
-    @property
-    def ends_step(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
-        return torch.ones(len(self.times), dtype=torch.bool)
-
-    @property
-    def evaluates(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
-        return torch.ones(len(self.times), dtype=torch.bool)
-
-    @property
-    def noisy(self) -> bool:
-        return True
 
     def begin(self, x: Tensor, noise: Noise | None) -> Advance:
         source = _need(noise)

@@ -10,47 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from diffusion_core.grid import Grid
 from diffusion_core.noise import Noise
-from diffusion_core.plan import Advance, Plan
+from diffusion_core.plan import Advance
 from diffusion_core.process.so3 import SO3, exp, project
 from diffusion_core.schedule import Times
-from diffusion_core.solvers.table import Table, falling_pairs, pairs, single_step
+from diffusion_core.solvers.table import Table, Tabled, falling_pairs, pairs, single_step
 from diffusion_core.solvers.torus import ancestral_factors, flow_factor
 
 
 @dataclass(frozen=True, eq=False)
-class Geodesic(Plan):
+class Geodesic(Tabled):
     """A table of tangent vectors: its ``estimate`` and ``noise`` columns make the increment of each row."""
 
     table: Table
-
-    @property
-    def times(self) -> Tensor:  # type: ignore[override]
-        return self.table.times
-
-    @property
-    def bound(self) -> Tensor:  # type: ignore[override]
-        return self.table.bound
-
-    @property
-    def reached(self) -> Tensor:  # type: ignore[override]
-        return self.table.reached
-
-    @property
-    def ends_step(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
-        return self.table.ends_step
-
-    @property
-    def evaluates(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
-        return self.table.evaluates
-
-    @property
-    def noisy(self) -> bool:
-        return self.table.noisy
 
     def begin(self, x: Tensor, noise: Noise | None) -> Advance:
         origin = torch.zeros_like(x[..., 0])

@@ -239,6 +239,36 @@ class Table(Plan):
         return deviation
 
 
+class Tabled(Plan):
+    """A plan whose increments stand in a ``table``, for a field in which samples are not simply added."""
+
+    table: Table
+
+    @property
+    def times(self) -> Tensor:  # type: ignore[override]
+        return self.table.times
+
+    @property
+    def bound(self) -> Tensor:  # type: ignore[override]
+        return self.table.bound
+
+    @property
+    def reached(self) -> Tensor:  # type: ignore[override]
+        return self.table.reached
+
+    @property
+    def ends_step(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
+        return self.table.ends_step
+
+    @property
+    def evaluates(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
+        return self.table.evaluates
+
+    @property
+    def noisy(self) -> bool:
+        return self.table.noisy
+
+
 Solver = Callable[[Schedule, Grid], Table]
 
 

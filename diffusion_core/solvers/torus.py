@@ -8,22 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.grid import Grid
 from diffusion_core.noise import Noise
-from diffusion_core.plan import Advance, Plan
+from diffusion_core.plan import Advance
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.process.torus import Torus
 from diffusion_core.process.wrapped_normal import wrap
 from diffusion_core.schedule import Schedule, Times
-from diffusion_core.solvers.table import Table, falling_pairs, pairs, single_step
+from diffusion_core.solvers.table import Table, Tabled, falling_pairs, pairs, single_step
 
 
 @dataclass(frozen=True, eq=False)
-class Wrapped(Plan):
+class Wrapped(Tabled):
     """A table whose every sample is taken modulo ``period``.
 
     Args:
@@ -33,30 +33,6 @@ class Wrapped(Plan):
 
     table: Table
     period: float
-
-    @property
-    def times(self) -> Tensor:  # type: ignore[override]
-        return self.table.times
-
-    @property
-    def bound(self) -> Tensor:  # type: ignore[override]
-        return self.table.bound
-
-    @property
-    def reached(self) -> Tensor:  # type: ignore[override]
-        return self.table.reached
-
-    @property
-    def ends_step(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
-        return self.table.ends_step
-
-    @property
-    def evaluates(self) -> Bool[Tensor, " n"]:  # type: ignore[override]
-        return self.table.evaluates
-
-    @property
-    def noisy(self) -> bool:
-        return self.table.noisy
 
     def begin(self, x: Tensor, noise: Noise | None) -> Advance:
         advance, period = self.table.begin(x, noise), self.period
