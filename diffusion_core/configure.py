@@ -7,14 +7,25 @@ only targets inside the modules that define building blocks are accepted.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_core.durable import write_text
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.schedule import Schedule
 from diffusion_core.solvers import Table
+
+Leaf = dict[str, Any]
+Schema = TypeVar("Schema")
 
 BUILDING_BLOCKS = (
     "diffusion_core.schedule",
@@ -22,7 +33,9 @@ BUILDING_BLOCKS = (
     "diffusion_core.solvers",
     "diffusion_core.loss",
     "diffusion_core.nn",
+    "diffusion_core.times",
     "envs",
+    "images.systems",
 )
 """Modules whose functions and classes compute and write nothing; a configuration reaches no others."""
 
@@ -104,3 +117,42 @@ def table(sampler: Mapping[str, Any], grid: Mapping[str, Any], steps: int, sched
 
 def _takes(leaf: Mapping[str, Any], name: str) -> bool:
     return name in inspect.signature(target(leaf)).parameters
+
+
+def typed(schema: type[Schema], values: Any) -> Schema:
+    """``values`` (a Hydra or saved configuration) as a real ``schema`` object.
+
+    Raises:
+        WorkbenchError: a key or a type does not fit.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values))
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise WorkbenchError(f"configuration: {' '.join(str(error).split())}") from error
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as plain containers, to be saved."""
+    return asdict(config)
+
+
+def save(config: Any, path: Path) -> None:
+    """Write a configuration as YAML."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+
+
+def composed(schema: type[Schema], package: str, program: str, overrides: Sequence[str]) -> Schema:
+    """What ``python -m <domain>.<program> <overrides>`` is configured with.
+
+    Args:
+        package: of the YAML files, such as "policy.conf".
+
+    Raises:
+        WorkbenchError: an override does not fit.
+    """
+    try:
+        with initialize_config_module(package, version_base=None):
+            return typed(schema, compose(program, list(overrides)))
+    except HydraException as error:
+        raise WorkbenchError(f"configuration {' '.join(overrides)}: {' '.join(str(error).split())}") from error

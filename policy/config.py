@@ -5,20 +5,14 @@ YAML holds values only; leaves with a ``_target_`` list one constructor's keywor
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
-from diffusion_core.durable import write_text
+from diffusion_core.configure import Leaf
 from diffusion_core.errors import WorkbenchError, require_at_least
 from diffusion_core.train import TrainConfig
-
-Leaf = dict[str, Any]
-Schema = TypeVar("Schema")
 
 
 @dataclass
@@ -190,26 +184,3 @@ class SampleConfig:
 ConfigStore.instance().store(name="policy_schema", node=PolicyConfig)
 ConfigStore.instance().store(name="policy_evaluate_schema", node=EvaluateConfig)
 ConfigStore.instance().store(name="policy_sample_schema", node=SampleConfig)
-
-
-def typed(schema: type[Schema], values: Any) -> Schema:
-    """``values`` (a Hydra or saved configuration) as a real ``schema`` object.
-
-    Raises:
-        WorkbenchError: a key or a type does not fit.
-    """
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values))
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise WorkbenchError(f"configuration: {' '.join(str(error).split())}") from error
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A configuration as plain containers, to be saved."""
-    return asdict(config)
-
-
-def save(config: PolicyConfig, path: Path) -> None:
-    """Write ``config`` as YAML."""
-    write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(config))))

@@ -19,14 +19,14 @@ from omegaconf import DictConfig
 
 from diffusion_core import checkpoint, results
 from diffusion_core.checkpoint import Checkpoint
-from diffusion_core.configure import build
+from diffusion_core.configure import Leaf, build, typed
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import PerSample
 from diffusion_core.results import Estimate
 from diffusion_core.run import Run, launch, make_folder, one_line_errors
 from diffusion_core.solvers import Table
 from envs.rollout import Rollout, rollouts
-from policy.config import EvaluateConfig, EvaluationConfig, Leaf, PolicyConfig, typed
+from policy.config import EvaluateConfig, EvaluationConfig, PolicyConfig
 from policy.model import DiffusionPolicy, restore, sampling_table
 
 logger = logging.getLogger("workbench.policy")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_core import sample
 from diffusion_core.checkpoint import Checkpoint, fill
-from diffusion_core.configure import bind, build, table
+from diffusion_core.configure import bind, build, table, typed
 from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws, Weighting, denoising_loss, simple, uniform_times
@@ -21,7 +21,7 @@ from diffusion_core.normalize import MinMax
 from diffusion_core.predict import PREDICTIONS
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.solvers import Table
-from policy.config import PolicyConfig, typed
+from policy.config import PolicyConfig
 
 
 class DiffusionPolicy(nn.Module):

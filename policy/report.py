@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from diffusion_core.configure import build
+from diffusion_core.configure import build, plain
 from diffusion_core.noise import PerSample
 from diffusion_core.report import ACCENT, INK, MUTED, WARM, Page, save_figure, subplots, write_video
 from diffusion_core.run import read_metrics
 from envs.pusht import SUCCESS
 from envs.rollout import Rollout
 from policy import published
-from policy.config import PolicyConfig, plain
+from policy.config import PolicyConfig
 from policy.model import DiffusionPolicy, sampling_table
 
 NAMES = {

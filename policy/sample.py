@@ -14,11 +14,12 @@ import numpy as np
 from omegaconf import DictConfig
 
 from diffusion_core import checkpoint
+from diffusion_core.configure import typed
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.report import write_video
 from diffusion_core.run import launch, make_folder, one_line_errors
 from policy import evaluate, report
-from policy.config import PolicyConfig, SampleConfig, typed
+from policy.config import PolicyConfig, SampleConfig
 from policy.model import restore, sampling_table
 
 logger = logging.getLogger("workbench.policy")

@@ -15,18 +15,17 @@ from typing import Any, cast
 import hydra
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from diffusion_core import checkpoint, results
-from diffusion_core.configure import build
+from diffusion_core.configure import build, plain
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.normalize import MinMax
+from diffusion_core.resume import open_run, resumable
 from diffusion_core.run import Run, launch, one_line_errors
 from diffusion_core.train import fit, processes
-from policy import config as schema
 from policy import evaluate
 from policy.config import PolicyConfig
 from policy.data import sources
@@ -110,7 +109,7 @@ def run(config: PolicyConfig) -> Path:
     """Train, evaluate and report; returns the run's folder."""
     distributed = processes()
     torch.manual_seed(config.train.seed)
-    here = open_run(config, distributed)
+    here = open_run(config, f"policy-{config.task.name}", distributed)
     here.log_to_file()
     data = load_data(config, distributed.device)
     logger.info("data: %s; %d training windows", data.provenance, len(data.training))
@@ -132,7 +131,7 @@ def run(config: PolicyConfig) -> Path:
         data.training,
         config.train,
         here,
-        saved_config=schema.plain(config),
+        saved_config=plain(config),
         meta=meta,
         evaluate=validator(config, data, here),
         evaluate_every=config.validate_every,
@@ -146,28 +145,6 @@ def run(config: PolicyConfig) -> Path:
     return here.path
 
 
-def open_run(config: PolicyConfig, distributed: Any) -> Run:
-    """The run to resume, or a new one; the same folder in every process."""
-    from accelerate.utils import broadcast_object_list
-
-    if config.resume:
-        path = Path(config.resume)
-        if (path / "meta.json").exists():
-            raise WorkbenchError(
-                f"resume: {path} is a checkpoint; expected its run: the folder that holds checkpoints/."
-            )
-        if not (path / "config.yaml").exists():
-            what = "has no config.yaml" if path.exists() else "does not exist"
-            raise WorkbenchError(f"resume: {path} {what}; expected the folder of a run (runs/<date>/<name>).")
-        return Run(path, distributed.is_main_process)
-    paths: list[Any] = [None]
-    if distributed.is_main_process:
-        new = Run.create(Path(config.runs), f"policy-{config.task.name}")
-        schema.save(config, new.path / "config.yaml")
-        paths = [str(new.path)]
-    return Run(Path(broadcast_object_list(paths)[0]), distributed.is_main_process)
-
-
 def command() -> str:
     """How this process was started, for the results file."""
     import sys
@@ -178,19 +155,7 @@ def command() -> str:
 @hydra.main(version_base=None, config_path="conf", config_name="train")
 @one_line_errors()
 def _hydra_main(values: DictConfig) -> None:
-    config = schema.typed(PolicyConfig, values)
-    if config.resume:
-        saved = Path(config.resume) / "config.yaml"
-        others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
-        if others:
-            raise WorkbenchError(
-                f"resume: got {others} besides; a resumed run keeps its own configuration: leave them out, "
-                "or start anew."
-            )
-        if saved.exists():
-            config = schema.typed(PolicyConfig, OmegaConf.load(saved))
-            config.resume = str(values.resume)
-    run(config)
+    run(resumable(PolicyConfig, values))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ put in the place of another.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -17,6 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from diffusion_core.download import cache, content_sha256, file_sha256, put_aside, retrieve
 from diffusion_core.errors import WorkbenchError
 from policy.data import reader
 from policy.data.replay import ReplayBuffer
@@ -171,53 +170,17 @@ def fetch_human(images: bool, download: bool = True, progress: bool = False) -> 
                     f"used; replace it, or move it away and run python -m policy.data fetch human."
                 )
             return Located(path, got)
-    cached = _cache() / HUMAN_ARCHIVE
+    cached = cache("policy") / HUMAN_ARCHIVE
     if not cached.exists():
         where = ", ".join(map(str, [*looked, cached])) + ("" if root else " (WORKBENCH_DATA is not set)")
         if not download:
             raise _not_found(where, "not asked to download")
         try:
-            _download(cached, progress)
+            retrieve(HUMAN_URL, cached, "the human demonstrations", progress)
         except Exception as error:  # requests, urllib3 and the disk have each their own
             raise _not_found(where, f"the download failed: {type(error).__name__}") from error
     _check_content(cached)
     return Located(cached, file_sha256(cached), check_images=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def content_sha256(arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> str:
-    """Return the sha256 of named arrays, whatever file they came from.
-
-    Over the names in sorted order: "name dtype shape" and a line feed, then the C-ordered little-endian bytes.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        values = np.ascontiguousarray(arrays[name])
-        values = values.astype(values.dtype.newbyteorder("<"), copy=False)
-        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
-        digest.update(values.data)
-    return digest.hexdigest()
-
-
-def _cache() -> Path:
-    import pooch
-
-    return Path(pooch.os_cache("diffusion-workbench")) / "policy"
-
-
-def _download(target: Path, progress: bool) -> None:
-    import pooch
-
-    log.warning("downloading the human demonstrations from %s to %s", HUMAN_URL, target)
-    # Its advice to paste the hash it computed would defeat the check made here.
-    pooch.get_logger().setLevel(logging.WARNING)
-    downloader = pooch.HTTPDownloader(timeout=30, progressbar=progress)
-    pooch.retrieve(HUMAN_URL, known_hash=None, fname=target.name, path=target.parent, downloader=downloader)
 
 
 def _check_content(path: Path) -> None:
@@ -225,7 +188,7 @@ def _check_content(path: Path) -> None:
     try:
         buffer = ReplayBuffer.load(path, keys, SHAPES)
     except WorkbenchError as error:
-        raise WorkbenchError(f"{error} The file was {_put_aside(path)}.") from error
+        raise WorkbenchError(f"{error} The file was {put_aside(path)}.") from error
     _compare(path, "arrays", content_sha256(buffer.arrays | {"episode_ends": buffer.episode_ends}), HUMAN_LOW_DIM)
 
 
@@ -237,14 +200,8 @@ def _compare(path: Path, what: str, got: str, expected: str) -> None:
     if got != expected:
         raise WorkbenchError(
             f"{path}: got {what} of content sha256 {got}; expected {expected}: these are not the published "
-            f"demonstrations; the file was {_put_aside(path)}; run python -m policy.data fetch human again."
+            f"demonstrations; the file was {put_aside(path)}; run python -m policy.data fetch human again."
         )
-
-
-def _put_aside(path: Path) -> str:
-    aside = path.with_name(f"{path.name}.bad-{file_sha256(path)[:8]}")
-    path.replace(aside)
-    return f"put aside as {aside} and not used"
 
 
 def _not_found(looked: str, why: str) -> WorkbenchError:

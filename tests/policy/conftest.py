@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
 from benchmarks.kill_and_resume import demonstrations, finish, only_run
-from policy.config import PolicyConfig, typed
+from diffusion_core.configure import composed
+from policy.config import PolicyConfig
 
 
 def config(*overrides: str) -> PolicyConfig:
     """What ``python -m policy.train <overrides>`` is configured with."""
-    with initialize_config_module("policy.conf", version_base=None):
-        return typed(PolicyConfig, compose("train", list(overrides)))
+    return composed(PolicyConfig, "policy.conf", "train", overrides)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,12 +15,12 @@ import yaml
 from omegaconf import OmegaConf
 
 from diffusion_core import solvers
-from diffusion_core.configure import build, table, target
+from diffusion_core.configure import build, plain, save, table, target, typed
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.normalize import MinMax
 from diffusion_core.run import launch
 from policy import config as schema
-from policy.config import EvaluateConfig, PolicyConfig, plain, typed
+from policy.config import EvaluateConfig, PolicyConfig
 from policy.model import assemble
 from tests.policy.conftest import config
 
@@ -79,7 +79,7 @@ def test_a_choice_replaces_the_whole_leaf_and_an_override_changes_one_key():
 @pytest.mark.parametrize("preset", names("preset"))
 def test_a_configuration_survives_yaml(tmp_path, preset):
     one = config(f"preset={preset}", "clip=null", "runs=elsewhere", "data.source=a b: c")
-    schema.save(one, tmp_path / "config.yaml")
+    save(one, tmp_path / "config.yaml")
     other = typed(PolicyConfig, OmegaConf.load(tmp_path / "config.yaml"))
     assert plain(other) == plain(one) and isinstance(other, PolicyConfig)
     assert replace(one, horizon=32) != one

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from diffusion_core import checkpoint
-from diffusion_core.configure import table
+from diffusion_core.configure import plain, table
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.noise import PerSample
 from diffusion_core.normalize import MinMax
-from policy import config as schema
 from policy.config import PolicyConfig
 from policy.model import DiffusionPolicy, assemble, restore
 from policy.train import load_data
@@ -136,7 +135,7 @@ def test_training_and_sampling_agree_on_what_a_normalised_chunk_is(data, referen
 
 def saved(policy: DiffusionPolicy, settings: PolicyConfig, folder: Path, **meta: str) -> checkpoint.Checkpoint:
     about = {"domain": "policy", "task": settings.task.name, "data": "none", "commit": "none"} | meta
-    path = checkpoint.save(folder, 1, {"model": policy.state_dict()}, schema.plain(settings), about)
+    path = checkpoint.save(folder, 1, {"model": policy.state_dict()}, plain(settings), about)
     return checkpoint.load(path)
 
 

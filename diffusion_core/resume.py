@@ -1,0 +1,71 @@
+"""Where a training begins: in a new run, or where an old one stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_core.configure import save, typed
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.run import Run
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """What the configuration of every domain has."""
+
+    runs: str
+    resume: str
+
+
+Config = TypeVar("Config", bound=Resumable)
+
+
+def open_run(config: Resumable, name: str, distributed: PartialState) -> Run:
+    """The run to resume, or a new one named ``name``; the same folder in every process.
+
+    Raises:
+        WorkbenchError: there is no run where ``config.resume`` points.
+    """
+    if config.resume:
+        path = Path(config.resume)
+        if (path / "meta.json").exists():
+            raise WorkbenchError(
+                f"resume: {path} is a checkpoint; expected its run: the folder that holds checkpoints/."
+            )
+        if not (path / "config.yaml").exists():
+            what = "has no config.yaml" if path.exists() else "does not exist"
+            raise WorkbenchError(f"resume: {path} {what}; expected the folder of a run (runs/<date>/<name>).")
+        return Run(path, distributed.is_main_process)
+    paths: list[Any] = [None]
+    if distributed.is_main_process:
+        new = Run.create(Path(config.runs), name)
+        save(config, new.path / "config.yaml")
+        paths = [str(new.path)]
+    return Run(Path(broadcast_object_list(paths)[0]), distributed.is_main_process)
+
+
+def resumable(schema: type[Config], values: DictConfig) -> Config:
+    """The configuration of this Hydra job; with ``resume``, the one that the run began with.
+
+    Raises:
+        WorkbenchError: overrides beside ``resume``.
+    """
+    config = typed(schema, values)
+    if config.resume:
+        saved = Path(config.resume) / "config.yaml"
+        others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+        if others:
+            raise WorkbenchError(
+                f"resume: got {others} besides; a resumed run keeps its own configuration: leave them out, "
+                "or start anew."
+            )
+        if saved.exists():
+            config = typed(schema, OmegaConf.load(saved))
+            config.resume = str(values.resume)
+    return config

@@ -1,0 +1,230 @@
+"""Judge a system: ``python -m images.evaluate checkpoint=pretrained/digits-ddpm``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from jaxtyping import Float, Int64
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_core import checkpoint, results
+from diffusion_core.checkpoint import Checkpoint
+from diffusion_core.configure import Leaf, typed
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.noise import PerSample
+from diffusion_core.report import Page
+from diffusion_core.results import Estimate
+from diffusion_core.run import Run, launch, make_folder, one_line_errors, read_metrics
+from images import features, metrics
+from images.config import EvaluateConfig, EvaluationConfig, ImagesConfig, TaskConfig
+from images.data.pictures import Pictures, save_grid
+from images.data.sources import load
+from images.model import find, restore, sampling
+from images.systems import Sampling, System
+
+logger = logging.getLogger("workbench.images")
+
+Images = Float[Tensor, "n channels height width"]
+Judge = Callable[[Images], tuple[Tensor, Tensor | None]]
+"""``judge(images) -> (features (n, d), class probabilities (n, classes) or None)``."""
+
+
+def generate(
+    system: System, labels: Int64[Tensor, " n"], how: Sampling, seed: int, batch: int = 250, run: Run | None = None
+) -> Images:
+    """One image for each label; the i-th has the noise of seed ``seed + i``, whatever the batch.
+
+    Raises:
+        WorkbenchError: samples are not finite.
+    """
+    parts = labels.split(batch)
+    chunks = run.progress(parts, "sampling", len(parts)) if run is not None else parts
+    drawn: list[Tensor] = []
+    for chunk in chunks:
+        first = seed + sum(len(part) for part in drawn)
+        drawn.append(system.sample(chunk, PerSample.from_seeds(range(first, first + len(chunk))), how))
+    images = torch.cat(drawn)
+    bad = int((~torch.isfinite(images)).flatten(1).any(1).sum())
+    if bad:
+        raise WorkbenchError(
+            f"sampling: {bad} of {len(images)} images are not finite, with guidance_scale={how.guidance_scale:g} in "
+            f"{how.steps} steps; expected finite ones: lower guidance_scale, or take more steps."
+        )
+    return images
+
+
+def in_turn(n: int, n_classes: int, device: torch.device | str = "cpu") -> Int64[Tensor, " n"]:
+    """``n`` labels, every class as often as the others; without classes the null label."""
+    return torch.arange(n, device=device) % max(n_classes, 1)
+
+
+@lru_cache(maxsize=2)
+def _extractor(task: str) -> features.Extractor:
+    return features.load(task)
+
+
+def judge_of(task: TaskConfig) -> tuple[str, Judge]:
+    """What images of a task are compared by, and its name.
+
+    The task's feature network where one ships for images of this size; else averages of pixels, said so in the name.
+    """
+    try:
+        extractor = _extractor(task.name)
+        shape = (1, task.channels, task.size, task.size)
+        extractor.features(torch.zeros(shape, device=next(extractor.network.parameters()).device))
+    except WorkbenchError as reason:
+        logger.info("%s; images are compared by their pixels, averaged to 8x8", reason)
+        return "pixels-8x8", _pixels
+
+    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+        here = extractor.to(images.device)
+        return here.features(images), here.probabilities(images)
+
+    return extractor.id, judge
+
+
+def _pixels(images: Tensor) -> tuple[Tensor, None]:
+    return torch.nn.functional.adaptive_avg_pool2d(images.clamp(-1.0, 1.0), min(8, images.shape[-1])).flatten(1), None
+
+
+def measure(
+    images: Images, labels: Int64[Tensor, " n"], task: TaskConfig, test: Pictures, train: Pictures | None = None
+) -> dict[str, Estimate]:
+    """Compare images with the held-out ones.
+
+    Args:
+        labels: what they were asked for; n_classes for none.
+        train: the training images, to find copies of them.
+    """
+    name, judge = judge_of(task)
+    found, probabilities = judge(images)
+    asked = labels if probabilities is not None and bool((labels < test.n_classes).all()) else None
+    return metrics.measure(
+        found,
+        judge(test.images())[0],
+        name,
+        probabilities=probabilities,
+        asked=asked,
+        training=None if train is None else judge(train.images())[0],
+    )
+
+
+def evaluate(
+    saved: Checkpoint, evaluation: EvaluationConfig, config: ImagesConfig, run: Run
+) -> tuple[dict[str, Any], Images | None]:
+    """Judge one checkpoint; returns its results and its images.
+
+    Args:
+        config: the checkpoint's configuration, with the sampler to use.
+    """
+    component, _ = restore(saved)
+    if torch.cuda.is_available():
+        component = component.cuda()
+    if not isinstance(component, System):
+        return {"metrics": {}, "step": saved.step, "note": "a part of other systems: it draws no images"}, None
+    device = next(component.parameters()).device
+    train, test = (load(config.task, split).to(device) for split in ("train", "test"))
+    labels = in_turn(evaluation.n, component.n_classes, device)
+    start = time.perf_counter()
+    images = generate(component, labels, sampling(config), evaluation.seed, evaluation.batch, run)
+    seconds = time.perf_counter() - start
+    found = measure(images, labels, config.task, test, train)
+    found["images per second"] = Estimate(len(images) / seconds, 0.0, float("nan"), float("nan"), 1, "1/s")
+    return {
+        "checkpoint": str(saved.path),
+        "step": saved.step,
+        "metrics": found,
+        "task": config.task.name,
+        "system": saved.meta["system"],
+        "data": saved.meta["data"],
+        "sampler": {"solver": config.sampler, "grid": config.grid, "steps": config.steps},
+        "guidance_scale": config.guidance_scale,
+        "seeds": [evaluation.seed, evaluation.seed + evaluation.n - 1],
+        "commit": results.commit(),
+        "trained_at_commit": saved.meta["commit"],
+        "seconds": round(seconds, 1),
+        "hardware": results.hardware(),
+    }, images
+
+
+def evaluate_and_report(
+    saved: Checkpoint, out: Path, command: str, run: Run, config: ImagesConfig | None = None
+) -> dict[str, Any]:
+    """Judge a checkpoint and write ``evaluation.json``, ``samples.png`` and ``report.html`` into ``out``."""
+    config = config or typed(ImagesConfig, saved.config)
+    found, images = evaluate(saved, config.evaluation, config, run)
+    found["command"] = command
+    make_folder(out)
+    results.write_json(out / "evaluation.json", found)
+    if images is None:
+        return found
+    save_grid(images[:100].cpu(), out / "samples.png", 10)
+    page = Page(f"{config.task.name}: {found['system']}", f"{command}; step {saved.step}; {found['data']}")
+    page.numbers(found["metrics"])
+    page.figure(out / "samples.png", "The first 100 samples, every class in turn.")
+    losses = [r for r in read_metrics(checkpoint.run_of(saved.path) or out) if "loss" in r]
+    if losses:
+        page.figure(_loss_figure(out / "loss.png", losses), "Training loss.")
+    page.heading("How")
+    page.code(command)
+    page.write(out / "report.html")
+    logger.info("evaluated %d images: %s", len(images), ", ".join(f"{k} {v}" for k, v in found["metrics"].items()))
+    logger.info("report: %s", out / "report.html")
+    return found
+
+
+def _loss_figure(path: Path, losses: list[dict[str, Any]]) -> Path:
+    from diffusion_core.report import save_figure, subplots
+
+    figure, axes = subplots(1, 1, 6.0, 2.6)
+    axes[0, 0].plot([r["step"] for r in losses], [r["loss"] for r in losses])
+    axes[0, 0].set(xlabel="optimizer step", ylabel="loss", yscale="log")
+    return save_figure(figure, path)
+
+
+def with_sampler(
+    config: ImagesConfig, sampler: Leaf | None, grid: Leaf | None, steps: int, guidance_scale: float | None
+) -> ImagesConfig:
+    """``config`` with another sampler, grid, number of steps or guidance, where they are given."""
+    return replace(
+        config,
+        sampler=sampler or config.sampler,
+        grid=grid or config.grid,
+        steps=steps or config.steps,
+        guidance_scale=config.guidance_scale if guidance_scale is None else guidance_scale,
+    )
+
+
+def run(request: EvaluateConfig) -> dict[str, Any]:
+    """Judge what ``request`` names."""
+    saved = find(request.checkpoint)
+    _, config = restore(saved, request.expect_system)
+    config = with_sampler(config, request.sampler, request.grid, request.steps, request.guidance_scale)
+    own = config.evaluation
+    config.evaluation = EvaluationConfig(
+        request.n or own.n, request.batch or own.batch, own.seed if request.seed is None else request.seed
+    )
+    home = checkpoint.run_of(saved.path)
+    name = "evaluation-" + request.checkpoint.strip("/").replace("/", "-")
+    out = make_folder(Path(request.out) if request.out else (home / "evaluation" if home else Path("runs") / name))
+    return evaluate_and_report(saved, out, "python -m images.evaluate " + " ".join(sys.argv[1:]), Run(out), config)
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="evaluate")
+@one_line_errors()
+def _hydra_main(values: DictConfig) -> None:
+    run(typed(EvaluateConfig, values))
+
+
+if __name__ == "__main__":
+    launch(_hydra_main)

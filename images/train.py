@@ -1,0 +1,87 @@
+"""Train a system: ``python -m images.train task=scenes system=ddpm``.
+
+Leaves a run folder with checkpoints, records, samples, an evaluation and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from diffusion_core import checkpoint, results
+from diffusion_core.configure import plain
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.resume import open_run, resumable
+from diffusion_core.run import Run, launch, one_line_errors
+from diffusion_core.train import fit, processes
+from images import evaluate
+from images.config import ImagesConfig
+from images.data.sources import load
+from images.model import adopt, assemble, sampling, with_parent
+from images.systems import Component
+from images.systems.diffusion import Diffusion
+
+logger = logging.getLogger("workbench.images")
+
+
+def train(config: ImagesConfig, here: Run) -> Component:
+    """Train what ``config`` describes in the run ``here``, or go on there; returns the average of its weights.
+
+    Raises:
+        WorkbenchError: the data or the configuration do not fit.
+    """
+    device = processes().device
+    torch.manual_seed(config.train.seed)
+    data = load(config.task, "train").to(device)
+    config = with_parent(config)
+    component = adopt(assemble(config, data.n_classes), config)
+    if isinstance(component, Diffusion):
+        # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
+        component.denoiser.bind(sampling(config).table(component.denoiser.schedule).times)
+    trained = sum(p.numel() for p in component.parameters() if p.requires_grad)
+    logger.info("data: %s\nrun: %s; %d parameters", data.provenance, here.path, trained)
+    for path in checkpoint.listing(here.path)[-1:]:
+        before = checkpoint.load(path).meta["data"]
+        if before != data.provenance:
+            raise WorkbenchError(
+                f"resume: these are not the images this run began with; got {data.provenance}, expected {before}: put "
+                "them back, or start anew."
+            )
+    meta = {
+        "domain": "images",
+        "task": config.task.name,
+        "system": str(config.system["_target_"]).rpartition(".")[2],
+        "data": data.provenance,
+        "classes": list(data.classes),
+        "commit": results.commit(),
+    }
+    average = fit(component, data, config.train, here, saved_config=plain(config), meta=meta)
+    assert isinstance(average, Component)
+    return average
+
+
+def run(config: ImagesConfig) -> Path:
+    """Train, draw, evaluate and report; returns the run's folder."""
+    distributed = processes()
+    here = open_run(config, f"images-{config.task.name}", distributed)
+    here.log_to_file()
+    train(config, here)
+    if distributed.is_main_process:
+        command = "python -m images.train " + " ".join(sys.argv[1:])
+        evaluate.evaluate_and_report(checkpoint.find(here.path), here.path / "evaluation", command=command, run=here)
+    return here.path
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="train")
+@one_line_errors()
+def _hydra_main(values: DictConfig) -> None:
+    run(resumable(ImagesConfig, values))
+
+
+if __name__ == "__main__":
+    launch(_hydra_main)
