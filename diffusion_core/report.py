@@ -38,7 +38,13 @@ p { margin: 8px 0; } .soft, figcaption { color: var(--soft); font-size: 14px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 15px; }
 th, td { text-align: left; padding: 7px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; } tr.mine td { font-weight: 600; background: var(--card); }
+.scroll { overflow-x: auto; margin: 12px 0; }
 figure { margin: 12px 0; } figure img { width: 100%; height: auto; }
+figure.pixels img { image-rendering: pixelated; }
+.links { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 6px 16px; padding: 0;
+  margin: 16px 0; list-style: none; } a { color: inherit; text-decoration-color: var(--soft); }
+.badge { font-size: 13px; font-weight: 600; border-radius: 99px; padding: 2px 10px; border: 1px solid var(--line);
+  background: var(--card); white-space: nowrap; } .badge.yes { color: #1a7f4e; } .badge.no { color: #b4541a; }
 .videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; }
 .videos figure { margin: 0; } video { width: 100%; border-radius: 6px; border: 1px solid var(--line); display: block; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px;
@@ -53,9 +59,18 @@ class Page:
         self.title = title
         self._parts = [f"<h1>{html.escape(title)}</h1><p class='soft'>{html.escape(subtitle)}</p>"]
 
-    def heading(self, text: str) -> None:
-        """A section's heading."""
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+    def heading(self, text: str, anchor: str = "", badge: tuple[str, bool] | None = None) -> None:
+        """A section's heading, that a link can lead to, with a word beside it that says yes or no."""
+        mark = f" <span class='badge {'yes' if badge[1] else 'no'}'>{html.escape(badge[0])}</span>" if badge else ""
+        name = f" id='{html.escape(anchor, quote=True)}'" if anchor else ""
+        self._parts.append(f"<h2{name}>{html.escape(text)}{mark}</h2>")
+
+    def links(self, entries: Sequence[tuple[str, str]]) -> None:
+        """Links (text, anchor) to headings of this page."""
+        items = [
+            f"<li><a href='#{html.escape(anchor, quote=True)}'>{html.escape(text)}</a></li>" for text, anchor in entries
+        ]
+        self._parts.append(f"<ul class='links'>{''.join(items)}</ul>")
 
     def text(self, text: str) -> None:
         """A paragraph of plain text."""
@@ -84,12 +99,13 @@ class Page:
         for i, row in enumerate(rows):
             cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
             lines.append(f"<tr class='mine'>{cells}</tr>" if i == mine else f"<tr>{cells}</tr>")
-        self._parts.append(f"<table>{''.join(lines)}</table>")
+        self._parts.append(f"<div class='scroll'><table>{''.join(lines)}</table></div>")
 
-    def figure(self, path: Path, caption: str) -> None:
-        """A PNG, embedded."""
+    def figure(self, path: Path, caption: str, pixels: bool = False) -> None:
+        """A PNG, embedded; ``pixels``: enlarged without smoothing."""
+        kind = " class='pixels'" if pixels else ""
         self._parts.append(
-            f"<figure><img alt='{html.escape(caption, quote=True)}' src='data:image/png;base64,{_base64(path)}'>"
+            f"<figure{kind}><img alt='{html.escape(caption, quote=True)}' src='data:image/png;base64,{_base64(path)}'>"
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
 

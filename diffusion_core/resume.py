@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from diffusion_core.configure import save, typed
+from diffusion_core.configure import Schema, save, typed
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.run import Run
 
@@ -21,9 +21,6 @@ class Resumable(Protocol):
 
     runs: str
     resume: str
-
-
-Config = TypeVar("Config", bound=Resumable)
 
 
 def open_run(config: Resumable, name: str, distributed: PartialState) -> Run:
@@ -50,13 +47,13 @@ def open_run(config: Resumable, name: str, distributed: PartialState) -> Run:
     return Run(Path(broadcast_object_list(paths)[0]), distributed.is_main_process)
 
 
-def resumable(schema: type[Config], values: DictConfig) -> Config:
+def resumable(schema: type[Schema], values: Any) -> Schema:
     """The configuration of this Hydra job; with ``resume``, the one that the run began with.
 
     Raises:
         WorkbenchError: overrides beside ``resume``.
     """
-    config = typed(schema, values)
+    config: Any = typed(schema, values)
     if config.resume:
         saved = Path(config.resume) / "config.yaml"
         others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from diffusion_core.configure import Leaf
+from diffusion_core.configure import Leaf, composed
 from diffusion_core.errors import WorkbenchError, require_at_least
 from diffusion_core.train import TrainConfig
 
@@ -167,3 +168,8 @@ class EvaluateConfig:
 ConfigStore.instance().store(name="images_schema", node=ImagesConfig)
 ConfigStore.instance().store(name="images_sample_schema", node=SampleConfig)
 ConfigStore.instance().store(name="images_evaluate_schema", node=EvaluateConfig)
+
+
+def configuration(overrides: Sequence[str]) -> ImagesConfig:
+    """What ``python -m images.train <overrides>`` is configured with."""
+    return composed(ImagesConfig, "images.conf", "train", overrides)

@@ -34,6 +34,9 @@ from images.systems import Sampling, System
 
 logger = logging.getLogger("workbench.images")
 
+FEWEST = 8
+"""Images on a side below which nothing is compared."""
+
 Images = Float[Tensor, "n channels height width"]
 Judge = Callable[[Images], tuple[Tensor, Tensor | None]]
 """``judge(images) -> (features (n, d), class probabilities (n, classes) or None)``."""
@@ -138,7 +141,11 @@ def evaluate(
     start = time.perf_counter()
     images = generate(component, labels, sampling(config), evaluation.seed, evaluation.batch, run)
     seconds = time.perf_counter() - start
-    found = measure(images, labels, config.task, test, train)
+    found: dict[str, Estimate] = {}
+    if min(len(test), len(images)) < FEWEST:
+        logger.warning("%d held-out and %d drawn images are too few to compare", len(test), len(images))
+    else:
+        found = measure(images, labels, config.task, test, train)
     found["images per second"] = Estimate(len(images) / seconds, 0.0, float("nan"), float("nan"), 1, "1/s")
     return {
         "checkpoint": str(saved.path),

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusion_core.checkpoint import Checkpoint
 from diffusion_core.results import Estimate
 from images import evaluate, zoo
-from images.config import ImagesConfig
+from images.config import ImagesConfig, configuration
 from images.data.pictures import Pictures
 from images.data.sources import load
 from images.model import restore, sampling
@@ -127,12 +127,12 @@ class Lab:
     @cached_property
     def train_data(self) -> Pictures:
         """The training images."""
-        return load(zoo.configuration(self.tier.words).task, "train")
+        return load(configuration(self.tier.words).task, "train")
 
     @cached_property
     def test_data(self) -> Pictures:
         """The held-out images, which samples are compared with."""
-        return load(zoo.configuration(self.tier.words).task, "test")
+        return load(configuration(self.tier.words).task, "test")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -142,14 +142,14 @@ class Lab:
     @property
     def steps(self) -> int:
         """Optimizer steps of the tier's budget."""
-        return zoo.configuration(self.tier.words).train.steps
+        return configuration(self.tier.words).train.steps
 
     def train(self, *words: str, parent: Trained | None = None) -> Trained:
-        """The system that ``python -m images.train <tier's words> <words>`` trains; later words win over earlier ones."""
+        """The system that ``python -m images.train <tier's words> <words>`` trains; of two words for a key the later wins."""
         every = merged((*self.tier.words, *words))
         saved = zoo.trained(every, self.zoo, None if parent is None else parent.saved)
         component, config = restore(saved)
-        config = replace(zoo.configuration(every), parent=config.parent, parent_config=config.parent_config)
+        config = replace(configuration(every), parent=config.parent, parent_config=config.parent_config)
         extra = "" if parent is None else f" parent=<run of: {parent.command}>"
         return Trained(component, config, saved, "python -m images.train " + " ".join(every) + extra)
 
@@ -184,7 +184,7 @@ class Lab:
         Names are short here ("FD", "recall"); the extractor's id stands in the results file (`judge`).
         """
         null = torch.full((len(images),), self.test_data.n_classes)
-        task = zoo.configuration(self.tier.words).task
+        task = configuration(self.tier.words).task
         train = self.train_data if copies else None
         found = evaluate.measure(images, null if labels is None else labels, task, self.test_data, train)
         return {name.split("[")[0]: value for name, value in found.items()}
@@ -192,7 +192,7 @@ class Lab:
     @property
     def judge(self) -> str:
         """The id of the extractor that images are compared by."""
-        return evaluate.judge_of(zoo.configuration(self.tier.words).task)[0]
+        return evaluate.judge_of(configuration(self.tier.words).task)[0]
 
     def timed(self, function: Any, *arguments: Any) -> tuple[Any, float]:
         """What ``function(*arguments)`` returns and its seconds of this process (other processes do not count)."""

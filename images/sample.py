@@ -44,8 +44,8 @@ def run(request: SampleConfig) -> Path:
     system, config = restore(saved, request.expect_system)
     if not isinstance(system, System):
         raise WorkbenchError(
-            f"checkpoint: got {request.checkpoint}, a {saved.meta['system']}, which draws no images by itself; expected "
-            "a generative system: name the one that is built on it."
+            f"checkpoint: got {request.checkpoint}, a {saved.meta['system']}, which draws no images by itself; "
+            "expected a generative system: name the one that is built on it."
         )
     if torch.cuda.is_available():
         system = system.cuda()

@@ -1,7 +1,7 @@
 """The zoo: trained systems by what they were configured with, so that none is trained twice.
 
-``python -m images.zoo`` lists the shared checkpoints that ship; ``python -m images.zoo digits-ddpm`` trains one anew, from
-its one command, into ``images/pretrained``.
+``python -m images.zoo`` lists the shared checkpoints that ship; ``python -m images.zoo digits-ddpm`` trains one anew
+from its one command, into ``images/pretrained``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 
 from diffusion_core import checkpoint
 from diffusion_core.checkpoint import Checkpoint
-from diffusion_core.configure import composed, plain, save
+from diffusion_core.configure import plain, save
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.run import Run, launch, make_folder
-from images.config import ImagesConfig
+from images.config import ImagesConfig, configuration
 from images.model import PRETRAINED
 from images.train import train
 
@@ -34,11 +34,6 @@ SHARED: dict[str, tuple[str, ...]] = {
     "scenes-conditional": (*FULL, "system=conditional"),
 }
 """The checkpoints that ship (config, seed, recipe and sha256 in each; at most 4 MB), and the words that train them."""
-
-
-def configuration(overrides: Sequence[str]) -> ImagesConfig:
-    """What ``python -m images.train <overrides>`` is configured with."""
-    return composed(ImagesConfig, "images.conf", "train", overrides)
 
 
 def key(config: ImagesConfig) -> str:

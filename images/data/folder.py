@@ -17,11 +17,12 @@ from PIL import Image, ImageOps
 from diffusion_core.errors import WorkbenchError
 from images.config import TaskConfig
 from images.data import split as splits
+from images.data.area import area_average
 
 log = logging.getLogger(__name__)
 
 Split: TypeAlias = Literal["train", "test"]
-Pixels: TypeAlias = UInt8[np.ndarray, "size size channels"]
+Pixels: TypeAlias = UInt8[np.ndarray, "channels size size"]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_NAMES = {"train", "test", "val", "valid", "validation"}
@@ -55,7 +56,7 @@ class Listing:
 
 def load(
     task: TaskConfig, split: Split
-) -> tuple[UInt8[np.ndarray, "n size size channels"], Int64[np.ndarray, " n"], tuple[str, ...], str]:
+) -> tuple[UInt8[np.ndarray, "n channels size size"], Int64[np.ndarray, " n"], tuple[str, ...], str]:
     """Read the pictures of one split, each cropped at its centre to a square and averaged down to `task.size`.
 
     Returns:
@@ -134,14 +135,12 @@ def decode(raw: bytes, size: int, channels: int) -> Pixels:
         picture = _opaque(ImageOps.exif_transpose(opened))
     side = min(picture.size)
     if side < size:
-        raise UnfitError(
-            f"{picture.width} x {picture.height} pixels; expected at least {size}: lower task.size or remove it"
-        )
+        found = f"{picture.width} x {picture.height} pixels"
+        raise UnfitError(f"{found}; expected at least {size} each way: lower task.size or remove it")
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     grey = picture.convert("L" if channels == 1 else "RGB")
-    # BOX weighs every pixel by the area of it that lies under the new one.
-    small = grey.resize((size, size), Image.Resampling.BOX, box=(left, top, left + side, top + side))
-    return np.asarray(small).reshape(size, size, channels)
+    square = np.asarray(grey)[top : top + side, left : left + side].reshape(1, side, side, channels)
+    return area_average(square.transpose(0, 3, 1, 2), size)[0]
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
@@ -231,8 +230,13 @@ def _root(task: TaskConfig) -> Path:
 
 def _list(task: TaskConfig, root: Path, classes: tuple[str, ...] | None = None) -> Listing:
     """List the pictures below `root`; `classes`, if given, are those its folders must be among."""
-    names, others = [], 0
+    names, others, seen = [], 0, set()
     for folder, inside, files in os.walk(root, followlinks=True):
+        # A link back to a folder above would list its pictures again and again, in both splits.
+        if (real := os.path.realpath(folder)) in seen:
+            inside.clear()
+            continue
+        seen.add(real)
         inside[:] = sorted(d for d in inside if not d.startswith("."))
         for file in files:
             if file.startswith("."):
@@ -257,9 +261,7 @@ def _list(task: TaskConfig, root: Path, classes: tuple[str, ...] | None = None) 
     found = tuple(sorted(set(tops)))
     folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
     if empty := sorted(folders - set(found)):
-        raise WorkbenchError(
-            f"{root}: got no pictures in {', '.join(empty)}; expected some in each: remove or fill it."
-        )
+        raise WorkbenchError(f"{root}: got no picture in {', '.join(empty)}; expected some in each: fill or remove it.")
     if classes is not None and (unknown := sorted(set(found) - set(classes))):
         raise WorkbenchError(f"{root}: got classes {', '.join(unknown)}; expected only those of train: rename them.")
     number = {name: i for i, name in enumerate(classes or found)}

@@ -11,7 +11,6 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -180,11 +179,7 @@ def _jpegs(path: Path, split: Split) -> tuple[UInt8[np.ndarray, "n 3 32 32"], La
         raw, offsets, labels = (held[f"{split}_{k}"] for k in ("bytes", "offsets", "labels"))
     pixels = np.empty((len(labels), 32, 32, 3), np.uint8)
 
-    def decode(begin: int) -> None:
-        for i in range(begin, min(begin + 1000, len(labels))):
-            with Image.open(io.BytesIO(raw[offsets[i] : offsets[i + 1]].tobytes())) as picture:
-                pixels[i] = np.asarray(picture)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(decode, range(0, len(labels), 1000)))
+    for i in range(len(labels)):
+        with Image.open(io.BytesIO(raw[offsets[i] : offsets[i + 1]].tobytes())) as picture:
+            pixels[i] = np.asarray(picture)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels.astype(np.int64)

@@ -5,6 +5,7 @@ One is never put in the place of another, and every one says in one line what it
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Literal, TypeAlias
 
@@ -16,19 +17,21 @@ from diffusion_core.download import content_sha256
 from diffusion_core.errors import WorkbenchError
 from images.config import TaskConfig
 from images.data import folder, published
-from images.data.pictures import Pictures
+from images.data.area import area_average
+from images.data.pictures import Pictures, to_bytes
 from images.data.split import choose, stratified
 
 log = logging.getLogger(__name__)
 
 Split: TypeAlias = Literal["train", "test"]
 
-SOURCES = ("digits", "mnist", "cifar10", "scenes", "folder")
+SOURCES = ("digits", "digits_inverted", "mnist", "cifar10", "scenes", "folder")
 N_DIGITS_TEST = 500
 # `content_sha256` of scikit-learn's images (float64) and labels (int64)
 DIGITS_SHA256 = "bb01e7eefb3eef5b7259929a28e805d91713a6fad721cf995ddde7c5d5c7aa58"
 MNIST_SIZES = (32, 28, 16, 14, 8, 7)
 CIFAR10_SIZES = (32, 16, 8)
+SCENES_SIZES = (8, 16, 32, 64, 128)
 
 
 def load(task: TaskConfig, split: Split) -> Pictures:
@@ -44,11 +47,11 @@ def load(task: TaskConfig, split: Split) -> Pictures:
     Raises:
         WorkbenchError: the source is not there, is damaged, or has not what the task asks for.
     """
-    if split not in ("train", "test"):
-        raise WorkbenchError(f"split: got {split!r}; expected train or test.")
     match task.source:
         case "digits":
             pictures = _limit(_digits(task, split), task, split)
+        case "digits_inverted":
+            pictures = _limit(_digits_inverted(task, split), task, split)
         case "mnist":
             pictures = _limit(_mnist(task, split), task, split)
         case "cifar10":
@@ -58,20 +61,11 @@ def load(task: TaskConfig, split: Split) -> Pictures:
         case "folder":
             pixels, labels, classes, line = folder.load(task, split)
             line += f", content sha256 {content_sha256({'labels': labels, 'pixels': pixels})}"
-            pictures = _pictures(pixels.transpose(0, 3, 1, 2), labels, classes, "folder", line)
+            pictures = _pictures(pixels, labels, classes, "folder", line)
         case _:
             raise WorkbenchError(f"task.source: got {task.source!r}; expected one of {', '.join(SOURCES)}.")
     log.info("%s, %s: %s", task.name, split, pictures.provenance)
     return pictures
-
-
-def shrink(pixels: UInt8[np.ndarray, "n *rest"], size: int) -> UInt8[np.ndarray, "n *small"]:
-    """Average areas of the last two axes, square and a multiple of `size`; halves round up."""
-    factor = pixels.shape[-1] // size
-    if factor == 1:
-        return pixels
-    blocks = pixels.reshape(*pixels.shape[:-2], size, factor, size, factor).sum((-3, -1), dtype=np.uint32)
-    return ((blocks + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
 def _digits(task: TaskConfig, split: Split) -> Pictures:
@@ -100,19 +94,49 @@ def _digits(task: TaskConfig, split: Split) -> Pictures:
     return _pictures(pixels, labels[rows], tuple("0123456789"), "digits", line, levels=17)
 
 
+def _digits_inverted(task: TaskConfig, split: Split) -> Pictures:
+    """Load every digit twice, white on black and black on white, which are classes of their own."""
+    plain = _digits(task, split)
+    both = torch.cat([plain.pixels, 255 - plain.pixels])
+    labels = torch.cat([plain.labels, plain.labels + plain.n_classes])
+    classes = (*plain.classes, *(f"{name} inverted" for name in plain.classes))
+    return Pictures(both, labels, classes, "digits_inverted", f"{plain.provenance}; each also inverted", plain.levels)
+
+
 def _mnist(task: TaskConfig, split: Split) -> Pictures:
     """Load MNIST; sizes 32, 16 and 8 have its border of zeros widened to 32 first."""
     _check(task, MNIST_SIZES, 1)
     pixels, labels, line = published.mnist(split)
     if 32 % task.size == 0:
         pixels = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))
-    return _pictures(shrink(pixels[:, None], task.size), labels, tuple("0123456789"), "mnist", line)
+    return _pictures(area_average(pixels[:, None], task.size), labels, tuple("0123456789"), "mnist", line)
 
 
 def _cifar10(task: TaskConfig, split: Split) -> Pictures:
     _check(task, CIFAR10_SIZES, 3)
     pixels, labels, line, name = published.cifar10(split)
-    return _pictures(shrink(pixels, task.size), labels, published.CIFAR10_CLASSES, name, line)
+    return _pictures(area_average(pixels, task.size), labels, published.CIFAR10_CLASSES, name, line)
+
+
+def _scenes(task: TaskConfig, split: Split) -> Pictures:
+    _check(task, SCENES_SIZES, 3)
+    if not (n := getattr(task, split)):
+        raise WorkbenchError(f"task.{split}: got 0 for scenes; expected how many to draw: set task.{split}=2000, say.")
+    return _drawn(n, task.size, task.tier, task.seed, split)
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(n: int, size: int, tier: int, seed: int, split: Split) -> Pictures:
+    """Draw scenes; those of one object have a class, colour and shape. Nothing may write to what is returned."""
+    from images.scenes import render, scene
+
+    state = np.random.SeedSequence([seed, ("train", "test").index(split)]).generate_state(1, np.uint64)
+    drawn = scene.draw(n, torch.Generator().manual_seed(int(state[0] >> np.uint64(1))), tier)
+    pixels = to_bytes(2 * render.pictures(drawn, size) - 1)
+    labels = drawn.labels() if tier == 1 else torch.zeros(n, dtype=torch.int64)
+    line = f"scenes: {n} of tier {tier} drawn with seed {seed}, {split}, content sha256 "
+    line += content_sha256({"labels": labels.numpy(), "pixels": pixels.numpy()})
+    return Pictures(pixels, labels, scene.CLASSES if tier == 1 else (), "scenes", line)
 
 
 def _pictures(

@@ -15,7 +15,7 @@ CHUNK = 1024
 """Rows of a kernel matrix that are held at once."""
 
 
-def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], resamples: int = 20, seed: int = 0) -> Estimate:
+def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"], resamples: int = 20, seed: int = 0) -> Estimate:
     """Estimate the squared Fréchet (2-Wasserstein) distance between Gaussians fitted to two clouds.
 
         FD = |mean_a - mean_b|² + tr(A) + tr(B) - 2 tr (A^1/2 B A^1/2)^1/2
@@ -48,7 +48,7 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], resamples
 
 
 def kid(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    a: Float[Tensor, "n d"], b: Float[Tensor, "m _"], subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> Estimate:
     """Estimate the kernel distance: the squared maximum mean discrepancy with a cubic kernel, without bias.
 
@@ -85,7 +85,7 @@ def kid(
 
 
 def clouds(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], least: int = 2
+    a: Float[Tensor, "n d"], b: Float[Tensor, "m _"], least: int = 2
 ) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, "m d"]]:
     """Two clouds in float64, if they can be compared.
 

@@ -33,14 +33,15 @@ def inception_score(probabilities: Float[Tensor, "n classes"], seed: int = 0) ->
     negative_entropy = torch.special.xlogy(p, p).sum(1)
 
     def score(weights: Float64[Tensor, "draws n"]) -> Float64[Tensor, " draws"]:
-        return (weights @ negative_entropy + entropy(weights @ p)).exp()
+        # a divergence is not negative; rounding is
+        return (weights @ negative_entropy + entropy(weights @ p)).clamp(min=0.0).exp()
 
     whole = torch.full((1, len(p)), 1.0 / len(p), dtype=torch.float64, device=p.device)
     drawn = score(_redraws(len(p), seed).to(p.device))
     return around(float(score(whole)), float(drawn.std()), len(p), low=1.0, high=float(p.shape[1]))
 
 
-def class_accuracy(probabilities: Float[Tensor, "n classes"], asked: Int64[Tensor, " n"]) -> Estimate:
+def class_accuracy(probabilities: Float[Tensor, "n classes"], asked: Int64[Tensor, " _"]) -> Estimate:
     """Estimate how often the classifier sees the class that was asked for; Wilson's interval.
 
     Raises:
@@ -96,7 +97,8 @@ def _checked(probabilities: Float[Tensor, "n classes"]) -> Float64[Tensor, "n cl
             f"class probabilities: got {tuple(p.shape)}, rows from {float(p.min()) if p.numel() else 0:.3g} that add "
             "up to other than 1, or none; expected a softmax, not logits."
         )
-    return p
+    # a softmax in float32 adds up to 1 within 1e-7 only
+    return p / p.sum(1, keepdim=True)
 
 
 def _one_hot(labels: Int64[Tensor, " n"], n_classes: int) -> Float64[Tensor, "n classes"]:

@@ -1,0 +1,159 @@
+"""From images to a report through the programs: train, resume, sample, evaluate; and what they refuse."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusion_core import checkpoint
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.run import launch, read_metrics
+from images import evaluate, sample
+from images.config import EvaluateConfig, SampleConfig
+from images.model import restore, sampling
+from images.train import run
+from images.config import configuration
+from tests.images.conftest import SMOKE
+
+CONF = Path(sample.__file__).parent / "conf"
+
+
+def test_the_loss_falls_and_all_of_the_run_is_on_disk(trained):
+    losses = [r["loss"] for r in read_metrics(trained)]
+    assert len(losses) == 6 and losses[-1] < 0.7 * losses[0]
+    found = json.loads((trained / "evaluation" / "evaluation.json").read_text())
+    names = {"FD", "KID", "precision", "recall", "accuracy", "copied"}
+    assert {f"{name}[digits-features-v1]" for name in names} <= found["metrics"].keys()
+    assert found["system"] == "Diffusion" and found["step"] == 60 and found["seeds"] == [100_000, 100_199]
+    page = (trained / "evaluation" / "report.html").read_text()
+    assert "FD[digits-features-v1]" in page and page.count("data:image/png") == 2
+    assert iio.imread(trained / "evaluation" / "samples.png").std() > 10
+
+
+def test_a_run_that_was_stopped_ends_where_an_undisturbed_one_ends(trained, tmp_path):
+    stopped = tmp_path / "run"
+    shutil.copytree(trained, stopped)
+    shutil.rmtree(checkpoint.listing(stopped)[-1])
+    assert checkpoint.find(stopped).step == 40
+    config = configuration([*SMOKE, "system=conditional", "steps=10", "train.checkpoint_every=20"])
+    config.resume = str(stopped)
+    run(config)
+    ends = [load_file(checkpoint.listing(where)[-1] / "model.safetensors") for where in (trained, stopped)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_checkpoint_is_the_system_again_and_a_sample_does_not_depend_on_its_batch(trained):
+    system, config = restore(checkpoint.find(trained))
+    labels = evaluate.in_turn(7, 10)
+    together = evaluate.generate(system, labels, sampling(config), seed=5)
+    alone = evaluate.generate(system, labels[3:4], sampling(config), seed=8)
+    torch.testing.assert_close(together[3:4], alone, atol=1e-5, rtol=0.0)
+    in_parts = evaluate.generate(system, labels, sampling(config), seed=5, batch=2)
+    torch.testing.assert_close(together, in_parts, atol=1e-5, rtol=0.0)
+
+
+def test_samples_are_written_one_by_one_and_as_a_grid(trained, tmp_path):
+    out = sample.run(SampleConfig(checkpoint=str(trained), n=3, label="7", steps=4, out=str(tmp_path / "samples")))
+    files = sorted(out.glob("*.png"))
+    assert len(files) == 4 and (out / "grid.png") in files
+    assert {iio.imread(f).shape[:2] for f in files if f.name != "grid.png"} == {(8, 8)}
+
+
+def test_another_sampler_is_another_result_in_the_same_form(trained, tmp_path):
+    asked = EvaluateConfig(checkpoint=str(trained), steps=3, n=100, batch=50, guidance_scale=2.0, out=str(tmp_path))
+    found = evaluate.run(asked)
+    assert found["sampler"]["steps"] == 3 and found["guidance_scale"] == 2.0 and len(found["seeds"]) == 2
+    assert found["metrics"]["FD[digits-features-v1]"].n == 100
+
+
+def test_guidance_that_explodes_is_said_and_not_drawn(trained):
+    system, config = restore(checkpoint.find(trained))
+    config = evaluate.with_sampler(config, None, None, 4, 1e15)
+    with pytest.raises(WorkbenchError, match="not finite, with guidance_scale=1e\\+15.*lower guidance_scale"):
+        evaluate.generate(system, evaluate.in_turn(4, 10), sampling(config), seed=0)
+
+
+def test_images_without_a_feature_network_are_compared_by_pixels_and_named_so():
+    task = configuration(["task=folder"]).task
+    name, judge = evaluate.judge_of(task)
+    features, probabilities = judge(torch.zeros(2, 3, 32, 32))
+    assert name == "pixels-8x8" and features.shape == (2, 192) and probabilities is None
+
+
+SYSTEMS = sorted(p.stem for p in (CONF / "system").glob("*.yaml"))
+TASKS = sorted(p.stem for p in (CONF / "task").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_composes_with_every_task_and_preset(system):
+    for task in TASKS:
+        for preset in ("quick", "cpu", "smoke", "gpu"):
+            found = configuration([f"task={task}", f"preset={preset}", f"system={system}"])
+            assert found.task.name == task and found.system["_target_"].startswith("images.systems.")
+
+
+def is_one_line(said: str, expected: tuple[str, ...]) -> None:
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert "Traceback" not in said and len(errors) == 1, said
+    assert all(word in errors[0] for word in expected), errors
+
+
+BAD = {
+    "train train.stepz=1": ("stepz",),
+    "train system=nonsense": ("nonsense",),
+    "train system._target_=os.system": ("_target_='os.system'",),
+    "train system._target_=images.train.run": ("images.train.run",),
+    "train prediction=nothing": ("prediction", "nothing", "velocity"),
+    "train task.source=elsewhere": ("task.source", "elsewhere", "digits"),
+    "train task=folder": ("path",),
+    "train task=folder task.path=/nowhere": ("/nowhere",),
+    "train task.channels=2": ("task.channels", "2"),
+    "train resume=/nowhere": ("resume", "/nowhere", "does not exist"),
+    "sample": ("checkpoint", "expected"),
+    "sample checkpoint=/nowhere": ("/nowhere", "does not exist"),
+    "sample checkpoint={trained} label=10": ("label", "10", "10 classes"),
+    "sample checkpoint={trained} expect_system=Cascade": ("Diffusion", "expected a Cascade"),
+    "sample checkpoint={trained} n=0": ("n", "0"),
+    "evaluate checkpoint=pretrained/pusht": ("pretrained/pusht",),
+    "evaluate checkpoint={policy}": ("policy", "images"),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_a_bad_command_is_one_clear_line_and_status_2(words, tmp_path, trained, monkeypatch, capfd):
+    policy = Path(sample.__file__).parents[1] / "policy" / "pretrained" / "pusht"
+    module, *overrides = words.format(trained=trained, policy=policy).split()
+    if module == "train" and "resume" not in words:
+        smoke = [f"runs={tmp_path}", "preset=smoke", "train.steps=1"]
+        overrides = smoke + overrides
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", [f"images/{module}.py", *overrides])
+    with pytest.raises(SystemExit) as caught:
+        launch(importlib.import_module(f"images.{module}")._hydra_main)
+    assert caught.value.code == 2
+    is_one_line(capfd.readouterr().err, BAD[words])
+
+
+def test_a_checkpoint_whose_data_have_changed_is_not_resumed(trained, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(trained, other)
+    newest = checkpoint.listing(other)[-1] / "meta.json"
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"data": "other images"}))
+    config = configuration([*SMOKE, "system=conditional"])
+    config.resume = str(other)
+    with pytest.raises(WorkbenchError, match="not the images this run began with"):
+        run(config)
+
+
+def test_every_class_comes_in_turn():
+    assert np.bincount(evaluate.in_turn(100, 10).numpy()).tolist() == [10] * 10
+    assert evaluate.in_turn(5, 0).tolist() == [0] * 5
