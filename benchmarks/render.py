@@ -11,9 +11,11 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from images import gallery
 from policy import published
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,12 +155,36 @@ def orders() -> str:
     return markdown(["solver", "evaluations a step", "noise", "order", "error at 24 to 34", "source"], rows)
 
 
+def images_of(tier: str) -> str:
+    """The systems of the literature in one tier: what was compared, what was seen."""
+    rows = []
+    for _, row in gallery.rows(RESULTS / "images", tier):
+        seen = "yes" if row["shown"] else "**no**"
+        rows.append([f"[{row['title']}](../benchmarks/results/images/{tier}/{row['system']})", row["verdict"], seen])
+    return markdown(["system", "what was measured", "the paper's effect"], rows) if rows else "Not run yet."
+
+
+def image_throughput() -> str:
+    """Images per second at each batch size."""
+    r, rows = load("image_throughput"), []
+    names = list(r["rows"][0]["images_per_second"])
+    for row in r["rows"]:
+        ratio, speed = row["ratio"], row["images_per_second"]
+        apart = max(value for name, value in row["largest_difference"].items() if name != "diffusers")
+        cells = [f"{speed[name]:.1f}" for name in names]
+        rows.append([str(row["batch"]), *cells, f"{ratio['value']:.3f} ± {ratio['stderr']:.3f}", f"{apart:.0e}"])
+    return markdown(["batch", *(f"{n}, images/s" for n in names), "ours : diffusers", "largest difference"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "orders": orders,
     "pusht": pusht,
     "overhead": overhead,
     "samplers": samplers,
     "composition": composition,
+    "images_quick": partial(images_of, "quick"),
+    "images_full": partial(images_of, "full"),
+    "image_throughput": image_throughput,
 }
 
 

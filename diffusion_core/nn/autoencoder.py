@@ -94,6 +94,8 @@ class VqAutoencoder(nn.Module):
         self.commitment = commitment
         self.encoder = _encoder(channels, factor, latent_channels, widths, blocks)
         self.book = nn.Embedding(codes, latent_channels)
+        # as large as a fresh encoder's output: farther words would never be the nearest, and never learn
+        nn.init.normal_(self.book.weight, std=0.3)
         self.decoder = _decoder(channels, factor, latent_channels, widths, blocks)
 
     def encode(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent h w"]:

@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion_core.errors import WorkbenchError
-
 Conditioning = Literal["add", "scale_shift"]
 """How a vector enters a block: added before its second norm, or scaling and shifting after it."""
 
@@ -85,8 +83,6 @@ class ResidualBlock(nn.Module):
         residual_scale: bool = False,
     ) -> None:
         super().__init__()
-        if conditioning not in (None, "add", "scale_shift"):
-            raise WorkbenchError(f"conditioning: got {conditioning!r}; expected 'add' or 'scale_shift': choose one.")
         self.conditioning, self.direction = conditioning, direction
         self.modulation = {None: 0, "add": outlet, "scale_shift": 2 * outlet}[conditioning]
         self.factor = 0.5**0.5 if residual_scale else 1.0

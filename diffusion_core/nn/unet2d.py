@@ -68,18 +68,18 @@ class UNet2d(nn.Module):
         patch: int = 1,
     ) -> None:
         super().__init__()
-        _require(size, patch, widths, blocks, conditioning, resample)
+        _require(size, patch, widths, blocks)
+        _require_word("conditioning", conditioning, ("add", "scale_shift"))
+        _require_word("resample", resample, ("conv", "block"))
         self.channels, self.size, self.patch = channels, size, patch
         self.condition = Condition(
             channels, 4 * time_dim, time_dim, n_classes, image_channels, level, latent_dim, context_dim
         )
-        coarsest = size // patch // 2 ** (len(widths) - 1)
-        attended = {*attention, coarsest}
         self.positions = nn.ParameterDict()
 
-        def layer(inlet: int, outlet: int, side: int) -> _Layer:
+        def layer(inlet: int, outlet: int, side: int, attended: bool) -> _Layer:
             block = ResidualBlock(inlet, outlet, conditioning, None, residual_scale)
-            if side not in attended:
+            if not attended:
                 return _Layer(block)
             if str(side) not in self.positions:
                 # the table is made for a multiple of four features
@@ -98,18 +98,17 @@ class UNet2d(nn.Module):
         self.down, self.up, joined = nn.ModuleList(), nn.ModuleList(), [width]
         for i, outlet in enumerate(widths):
             for _ in range(blocks):
-                self.down.append(layer(width, outlet, side))
+                self.down.append(layer(width, outlet, side, side in attention))
                 width = outlet
                 joined.append(width)
             if i + 1 < len(widths):
                 self.down.append(resized(width, "down"))
                 joined.append(width)
                 side //= 2
-        last = ResidualBlock(width, width, conditioning, None, residual_scale)
-        self.middle = nn.ModuleList([layer(width, width, side), _Layer(last)])
+        self.middle = nn.ModuleList([layer(width, width, side, True), layer(width, width, side, False)])
         for i, outlet in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
-                self.up.append(layer(width + joined.pop(), outlet, side))
+                self.up.append(layer(width + joined.pop(), outlet, side, side in attention))
                 width = outlet
             if i:
                 self.up.append(resized(width, "up"))
@@ -152,8 +151,8 @@ class UNet2d(nn.Module):
         return part(h, modulation, None if part.side is None else self.positions[part.side], context)
 
 
-def _require(size: int, patch: int, widths: Sequence[int], blocks: int, conditioning: str, resample: str) -> None:
-    if not widths or min(widths) < 1 or blocks < 1 or patch < 1:
+def _require(size: int, patch: int, widths: Sequence[int], blocks: int) -> None:
+    if min(*widths, len(widths), blocks, patch) < 1:
         raise WorkbenchError(
             f"UNet2d: got widths={list(widths)}, blocks={blocks}, patch={patch}; expected at least one of each."
         )
@@ -163,10 +162,11 @@ def _require(size: int, patch: int, widths: Sequence[int], blocks: int, conditio
             f"UNet2d: got size={size}, patch={patch}, {len(widths)} widths; expected a size divisible by {factor}: "
             "resize the images, or take fewer widths."
         )
-    words = {"conditioning": (conditioning, ("add", "scale_shift")), "resample": (resample, ("conv", "block"))}
-    for name, (got, expected) in words.items():
-        if got not in expected:
-            raise WorkbenchError(f"UNet2d: got {name}={got!r}; expected {' or '.join(expected)}: choose one.")
+
+
+def _require_word(name: str, got: str, expected: tuple[str, ...]) -> None:
+    if got not in expected:
+        raise WorkbenchError(f"UNet2d: got {name}={got!r}; expected {' or '.join(expected)}: choose one.")
 
 
 class _Layer(nn.Module):

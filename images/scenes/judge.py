@@ -41,11 +41,15 @@ SLOTS = 3
 LEAST_AREA = 0.008
 # shares of a colour below this are noise or an edge
 FIRM = 0.4
+# so are colours nearer than this to the background
+FAR = 0.33
 # how far from the centroid, in pixels, templates are tried, and in which steps
 REACH, STEP = 1.25, 0.25
+# a picture of so few pixels is also compared with templates blurred by this many pixels: an edge is most of a shape there
+SOFT_BELOW, SOFT = 16, 0.7
 RESIDUAL = 0.06
 """Root mean square of what is left unexplained above which a picture is not of the grammar."""
-CHUNK_PIXELS = 2**18
+CHUNK_PIXELS = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +182,20 @@ def _bank(size: int, count: int, n_shapes: int, device: torch.device) -> _Bank:
         torch.zeros_like(shape),
     )
     whole = functional.pad(render(scenes, size).whole[:, 0], (half,) * 4)
-    window = whole[:, middle : middle + 2 * half + 1, middle : middle + 2 * half + 1].flatten(1).to(device)
+    window = whole[:, middle : middle + 2 * half + 1, middle : middle + 2 * half + 1]
+    if size <= SOFT_BELOW:
+        window = torch.cat([window, _softened(window)])
+        shape, kind, offset = shape.repeat(2), kind.repeat(2), offset.repeat(2, 1)
+    window = window.flatten(1).to(device)
     return _Bank(window, window.square().sum(1), shape.to(device), kind.to(device), offset.to(device), half)
+
+
+def _softened(windows: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
+    """Blur by a Gaussian of SOFT pixels."""
+    reach = torch.arange(-3.0, 4.0)
+    kernel = torch.softmax(-reach.square() / (2 * SOFT**2), 0)
+    across = functional.conv2d(windows[:, None], kernel[None, None, None], padding=(0, 3))
+    return functional.conv2d(across, kernel[None, None, :, None], padding=(3, 0))[:, 0]
 
 
 def _read(images: Tensor, n_shapes: int) -> Reading:
@@ -198,9 +214,11 @@ def _read(images: Tensor, n_shapes: int) -> Reading:
     inside = share.clamp(0, 1)
     # |rest - inside ray|^2 up to |rest|^2, which all rays have in common
     apart = inside * (inside * length - 2 * along)
-    label = apart.argmin(1, keepdim=True)
     kinds = torch.arange(len(COLOURS), device=device)[None, :, None, None]
-    firm = torch.where((label == kinds) & (inside > FIRM), inside, 0).mean((-2, -1))
+    firm = (inside > FIRM) & (inside * length.sqrt() > FAR) & (apart.argmin(1, keepdim=True) == kinds)
+    # noise gives single pixels of an object another colour: their neighbours outvote them
+    votes = functional.avg_pool2d(firm.float(), 3, 1, 1).argmax(1, keepdim=True)
+    firm = (firm.any(1, keepdim=True) & (votes == kinds)).float().mean((-2, -1))
     area, colour = firm.topk(SLOTS, dim=1)
     seen = area > LEAST_AREA
     count = (firm > LEAST_AREA).sum(1)

@@ -29,7 +29,7 @@ N_TIER_1_SHAPES = 4
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES[:N_TIER_1_SHAPES] for colour in COLOURS)
 """The 24 classes of tier 1: shape * 6 + colour."""
 
-RGB = ((0.9, 0.1, 0.1), (0.1, 0.65, 0.15), (0.1, 0.2, 0.95), (0.95, 0.9, 0.1), (0.6, 0.05, 0.8), (1.0, 0.55, 0.05))
+RGB = ((0.85, 0.05, 0.15), (0.0, 0.65, 0.1), (0.05, 0.2, 0.95), (1.0, 1.0, 0.15), (0.6, 0.0, 0.9), (1.0, 0.48, 0.0))
 """Red, green and blue of each of the COLOURS, in [0, 1]."""
 LEVELS = (1.0, 0.0, 0.5)
 """Brightness of each of the BACKGROUNDS."""

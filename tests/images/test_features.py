@@ -52,6 +52,13 @@ def test_the_recorded_accuracy_is_that_on_the_test_pictures(task):
     assert float(right.double().mean()) == pytest.approx(extractor.accuracy, abs=1e-4)
 
 
+def test_scenes_as_they_are_drawn_now_are_recognised():
+    extractor = features.load("scenes")
+    test = sources.load(TaskConfig(name="scenes", source="scenes", size=16, channels=3, test=500), "test")
+    right = extractor.probabilities(test.images()).argmax(1) == test.labels
+    assert float(right.double().mean()) >= LEAST_ACCURACY["scenes"]
+
+
 def check_ladder(measure) -> None:
     """Real from real is the floor; every worse rung is farther, and noise grows with its level."""
     extractor = features.load("digits")

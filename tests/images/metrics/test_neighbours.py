@@ -61,7 +61,7 @@ def test_one_outlier_of_the_samples_spoils_recall_but_not_coverage():
 
 def test_density_and_coverage_of_one_distribution_are_those_of_theory_within_four_errors():
     """E density = 1. E coverage = 1 - Π_j (m - 1 - j) / (m + n - 1 - j): none of the k nearest is a sample."""
-    n, m, k, repeats = 60, 40, 5, 200
+    n, m, k, repeats = 60, 40, 5, 80
     expected = 1.0 - math.prod((m - 1 - j) / (m + n - 1 - j) for j in range(k))
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -86,14 +86,15 @@ def test_the_manifold_is_that_of_a_double_loop_whatever_the_chunks(monkeypatch):
 def test_the_errors_are_the_spread_of_repeated_draws_within_a_factor_of_two():
     generator = torch.Generator().manual_seed(1)
     found = []
-    for _ in range(60):
+    for _ in range(40):
         x, y = torch.randn(300, 6, generator=generator), torch.randn(300, 6, generator=generator) * 1.5
         manifold, balls = precision_recall(x, y), density_coverage(x, y)
         found.append([manifold.precision, manifold.recall, balls.density, balls.coverage])
     for estimates in zip(*found, strict=True):
         spread = float(np.std([e.value for e in estimates], ddof=1))
         promised = float(np.mean([e.stderr for e in estimates]))
-        assert 0.5 < promised / spread < 2.0, (promised, spread)
+        # too large near saturation, hardly too small anywhere
+        assert 0.7 < promised / spread < 2.0, (promised, spread)
 
 
 def test_nearest_is_brute_force():
