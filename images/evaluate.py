@@ -30,6 +30,7 @@ from images.config import EvaluateConfig, EvaluationConfig, ImagesConfig, TaskCo
 from images.data.pictures import Pictures, save_grid
 from images.data.sources import load
 from images.model import find, restore, sampling
+from images.scenes import judge as scenes
 from images.systems import Sampling, System
 
 logger = logging.getLogger("workbench.images")
@@ -111,15 +112,25 @@ def measure(
     """
     name, judge = judge_of(task)
     found, probabilities = judge(images)
-    asked = labels if probabilities is not None and bool((labels < test.n_classes).all()) else None
-    return metrics.measure(
+    asked = labels if bool((labels < test.n_classes).all()) else None
+    measured = metrics.measure(
         found,
         judge(test.images())[0],
         name,
         probabilities=probabilities,
-        asked=asked,
+        asked=None if probabilities is None else asked,
         training=None if train is None else judge(train.images())[0],
     )
+    return measured | (_scenes_read(images, asked) if task.source == "scenes" and task.tier == 1 else {})
+
+
+def _scenes_read(images: Images, asked: Int64[Tensor, " n"] | None) -> dict[str, Estimate]:
+    """What the judge of the captioned world reads, without any network: is it a scene at all, and the one asked for."""
+    read = scenes.classes(scenes.read(images.clamp(-1.0, 1.0) * 0.5 + 0.5, tier=1))
+    found = {"in grammar": results.rate(int((read >= 0).sum()), len(images))}
+    if asked is not None:
+        found["scene accuracy"] = results.rate(int((read == asked).sum()), len(images))
+    return found
 
 
 def evaluate(

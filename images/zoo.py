@@ -27,7 +27,7 @@ from images.train import train
 logger = logging.getLogger("workbench.images")
 
 QUICK = ("task=digits", "preset=quick", "network=unet2d_small")
-FULL = ("task=scenes", "preset=cpu")
+FULL = ("task=scenes", "preset=cpu", "network=unet2d_small")
 SHARED: dict[str, tuple[str, ...]] = {
     "digits-ddpm": (*QUICK, "system=ddpm"),
     "digits-conditional": (*QUICK, "system=conditional"),

@@ -33,7 +33,7 @@ def sheet(axis: Any, images: Float[Tensor, "rows columns c h w"], names: Sequenc
         images: in about [-1, 1]; clipped.
         names: of the rows.
     """
-    rows, columns, _, height, width = images.shape
+    rows, height = images.shape[0], images.shape[3]
     white = torch.nn.functional.pad(images.clamp(-1.0, 1.0), (0, 1, 0, 1), value=1.0)
     whole = white.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
     pixels = to_bytes(whole[None])[0].permute(1, 2, 0)[:-1, :-1].cpu().numpy()

@@ -101,15 +101,16 @@ def experiment(lab: Lab) -> Report:
         "signal-to-noise ratio, and x0 or v train stably. Here: no distillation, the three networks with the "
         "simple loss of their own target on a cosine schedule that ends without signal.",
         variants=variants,
-        criterion=f"At t = 1 eps is refused while x0 and v sample; and from t = {INSIDE}, where it is defined, the FD of "
-        f"eps in {JUDGED} steps is at least 5 times that of v.",
+        criterion=f"At t = 1 eps is refused while x0 and v sample; and from t = {INSIDE}, where it is defined, the FD "
+        f"of eps in {JUDGED} steps is at least 5 times that of v.",
         shown=only_eps and ratio >= 5.0,
-        verdict=f"At t = 1 refused: {', '.join(n for n, said in refused.items() if said) or 'none'}. FD in {JUDGED} steps: eps "
-        f"{here['eps']:.3g} ({ratio:.1f} times v's), eps with a clipped estimate {here['eps, clipped']:.3g}, x0 "
-        f"{here['x0']:.3g}, v {here['v']:.3g}; in {few} steps x0 {fd['x0'][few].value:.3g}, v {fd['v'][few].value:.3g}.",
+        verdict=f"Refused at t = 1: {', '.join(n for n, said in refused.items() if said and n in nets) or 'none'}. FD in "
+        f"{JUDGED} steps: eps {here['eps']:.3g} ({ratio:.1f} times v's), eps with a clipped estimate "
+        f"{here['eps, clipped']:.3g}, x0 {here['x0']:.3g}, v {here['v']:.3g}; in {few} steps x0 "
+        f"{fd['x0'][few].value:.3g}, v {fd['v'][few].value:.3g}.",
         samples=torch.cat([drawn["v"][:24], drawn["x0"][:12], drawn["eps"][:12]]),
         figure=_figure(lab, models, fd, drawn),
-        notes=f"The core's words at t = 1: {refused['eps']} Samples: 24 of v, 12 of x0, 12 of eps, {JUDGED} steps each.",
+        notes=f"The core's words at t = 1: {refused['eps']} Samples: 24 of v, 12 of x0, 12 of eps, in {JUDGED} steps.",
     )
 
 

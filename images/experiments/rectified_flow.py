@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -89,19 +87,19 @@ def experiment(lab: Lab) -> Report:
 
     return Report(
         title="Rectified flow",
-        source="Liu, Gong & Liu 2023, Flow Straight and Fast (arXiv 2209.03003); Esser et al. 2024, Scaling Rectified Flow "
-        "Transformers (Stable Diffusion 3, arXiv 2403.03206)",
-        idea="Interpolate data and noise along straight lines, x_t = (1 - t) x0 + t eps, and learn the velocity eps - x0: "
-        "the averaged paths are straighter than a diffusion's, so that few Euler steps are enough. Stable "
+        source="Liu, Gong & Liu 2023, Flow Straight and Fast (arXiv 2209.03003); Esser et al. 2024, Scaling Rectified "
+        "Flow Transformers (Stable Diffusion 3, arXiv 2403.03206)",
+        idea="Interpolate data and noise along straight lines, x_t = (1 - t) x0 + t eps, and learn the velocity "
+        "eps - x0: the averaged paths are straighter than a diffusion's, so that few Euler steps are enough. Stable "
         "Diffusion 3 trains most often in the middle, at logit-normal times.",
         published="Liu et al.: rectified flows are nearly straight and good in very few Euler steps after one "
         "rectification; Esser et al.: of all schedules and times compared, rectified flow with logit-normal "
         "times ranked best, and its lead is largest at few steps. Here: one rectification (no reflow), small images, "
         "the same network and budget for all three.",
         variants=variants,
-        criterion="With uniform times, the FD of straight interpolation in 2, 4 and 8 Euler steps below that of the cosine "
-        "v-model at the same budget, and the bend of its paths smaller (95 % intervals apart). Logit-normal times: "
-        "reported, not required.",
+        criterion="With uniform times, the FD of straight interpolation in 2, 4 and 8 Euler steps below that of the "
+        "cosine v-model at the same budget, and the bend of its paths smaller (95 % intervals apart). Logit-normal "
+        "times: reported, not required.",
         shown=shown,
         verdict=f"FD in {'/'.join(map(str, STEPS))} Euler steps: cosine v {line(curved)}, straight with uniform times "
         f"{line(uniform)}, with logit-normal times {line(middle)} (better than uniform at "
@@ -109,8 +107,7 @@ def experiment(lab: Lab) -> Report:
         f"{bends[uniform].value:.2f}, {bends[middle].value:.2f}.",
         samples=drawn[middle],
         figure=_figure(fd, bends, ways, drawn),
-        notes="Samples and pictures: 4 Euler steps, straight interpolation with logit-normal times. The cosine model in DDIM "
-        "steps, which follow its arcs exactly, is better than in Euler steps: see the experiment ddim.",
+        notes="Samples: 4 Euler steps, straight interpolation with logit-normal times.",
     )
 
 

@@ -48,8 +48,8 @@ def brightness_error(
 
         W_1 = integral over levels u in [0, 1] of |Q_a(u) - Q_b(u)|,    Q the quantile functions
 
-    The standard error is the spread over bootstrap draws of both; like every such distance it is biased upwards where the
-    two agree, so that real images against real ones stand beside it.
+    The standard error is the spread over bootstrap draws of both; like every such distance it is biased upwards where
+    the two agree, so that real images against real ones stand beside it.
     """
     a, b = brightness(images), brightness(reference)
     random = np.random.default_rng(0)
@@ -117,25 +117,25 @@ def experiment(lab: Lab) -> Report:
     return Report(
         title="Zero terminal SNR",
         source="Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps Are Flawed (arXiv 2305.08891)",
-        idea="Schedules of latent diffusion leave some of the image at the last step of training, and sampling then begins "
-        "from noise that has none: the model takes its missing mean for a medium brightness. Rescale the schedule "
-        "until nothing is left, predict v, sample from the last step, and give guided estimates back their spread.",
-        published="Stable Diffusion 2.1 can then draw all black and all white images, and its FID falls from 23.76 to 21.66 "
-        f"(as we remember it). Here: {data.name}, the same betas shifted to images of {lab.shape[1]} pixels, so that as "
-        "much of the brightness is left as there.",
+        idea="Schedules of latent diffusion leave some of the image at the last step of training, and sampling then "
+        "begins from noise that has none: the model takes its missing mean for a medium brightness. Rescale the "
+        "schedule until nothing is left, predict v, sample from the last step, and give guided estimates back their spread.",
+        published="Stable Diffusion 2.1 can then draw all black and all white images, and its FID falls from 23.76 to "
+        f"21.66 (as we remember it). Here: {data.name}, the same betas shifted to images of {lab.shape[1]} pixels, so "
+        "that as much of the brightness is left as there.",
         variants=variants,
-        criterion="The distance between the distributions of mean brightness of samples and of held-out images is with the "
-        "published betas at least 3 times that with the rescaled ones; and rescaled guidance is nearer to the "
+        criterion="The distance between the distributions of mean brightness of samples and of held-out images is with "
+        "the published betas at least 3 times that with the rescaled ones; and rescaled guidance is nearer to the "
         "contrast of real images than plain guidance.",
         shown=plain.value >= 3.0 * zero.value and off["calm"] < off["loud"],
-        verdict=f"Brightness error: {plain.value:.3f} with {alphas[PLAIN]:.2f} of the image left at t = 1, {zero.value:.3f} "
-        f"with none ({plain.value / zero.value:.1f} times less; real against real {floor.value:.3f}), {leading.value:.3f} "
-        f"with none when sampling does not begin at the last step. Contrast at guidance {SCALE:g}: {loud.value:.2f}, "
+        verdict=f"Brightness error: {plain.value:.3f} with {alphas[PLAIN]:.2f} of the image left at t = 1, "
+        f"{zero.value:.3f} with none ({plain.value / zero.value:.1f} times less; real against real {floor.value:.3f}), "
+        f"{leading.value:.3f} with none when sampling does not begin at the last step. Contrast at guidance {SCALE:g}: {loud.value:.2f}, "
         f"rescaled {calm.value:.2f}, real {true.value:.2f}.",
         samples=drawn[ZERO],
         figure=_figure(drawn, real, labels, data),
-        notes="Both models learn v at the same times and differ in the schedule alone. Sampling starts, as everywhere here, "
-        "from noise of the width that the schedule has at its first time.",
+        notes="Both models learn v at the same times and differ in the schedule alone. Sampling starts, as everywhere "
+        "here, from noise of the width that the schedule has at its first time.",
     )
 
 

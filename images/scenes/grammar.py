@@ -135,13 +135,9 @@ def parse(captions: Sequence[str]) -> Spec:
     Raises:
         WorkbenchError: a sentence is not of the grammar, or names more than three objects.
     """
-    heads, bodies = [], []
-    for text in captions:
-        head, body = _parse(text)
-        heads.append(head)
-        bodies.append(body)
-    head = torch.tensor(heads, dtype=torch.int64).reshape(-1, 3)
-    body = torch.tensor(bodies, dtype=torch.int64).reshape(len(bodies), MAX_OBJECTS, 4)
+    parsed = [_parse(text) for text in captions]
+    head = torch.tensor([head for head, _ in parsed], dtype=torch.int64).reshape(-1, 3)
+    body = torch.tensor([body for _, body in parsed], dtype=torch.int64).reshape(-1, MAX_OBJECTS, 4)
     slots = max(1, int(head[:, 1].max())) if len(head) else 1
     size, colour, shape, cell = body[:, :slots].unbind(-1)
     return Spec(head[:, 0], head[:, 1], shape, colour, size, cell, head[:, 2])
@@ -240,7 +236,7 @@ def alt_text(
     """Write captions as careless as the alternative texts of web pages.
 
     Every attribute of the canonical statement is left out with the chance `dropped` and replaced by any of its kind
-    (at times the true one) with the chance `wrong`; up to `junk` words without meaning follow. Objects are never left out.
+    (at times the true one) with the chance `wrong`; up to `junk` words without meaning follow. No object is left out.
     """
     spec = scenes.spec()
 

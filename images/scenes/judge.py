@@ -1,9 +1,11 @@
 """The judge: reads pictures back into statements, without a network, by rendering and comparing.
 
-A picture's background is the level most of its pixels are nearest to. What differs from it is explained by rays from the
-background to the colours, so that the soft edge of an object counts for its own colour; the colours that cover enough are
-the objects. Each is then compared with renders of every shape and size at steps of a quarter of a pixel around its
-centroid, and the least squared difference decides. What is left unexplained is the residual.
+A picture's background is the level that most of its pixels are nearest to. What differs from it is explained by rays
+from the background to the colours, so that the soft edge of an object counts for its own colour; the colours that cover
+enough are the objects. Each is then compared with renders of every shape and size, at steps of a 128th of the side
+around its centroid, and the least squared difference decides. What is left unexplained is the residual.
+
+Shapes are expected upright.
 """
 
 from __future__ import annotations
@@ -33,7 +35,6 @@ from images.scenes.scene import (
     Spec,
     cell_of,
     relation_of,
-    size_class,
 )
 
 SLOTS = 3
@@ -43,12 +44,14 @@ LEAST_AREA = 0.008
 FIRM = 0.4
 # so are colours nearer than this to the background
 FAR = 0.33
-# how far from the centroid, in pixels, templates are tried, and in which steps
-REACH, STEP = 1.25, 0.25
-# a picture of so few pixels is also compared with templates blurred by this many pixels: an edge is most of a shape there
+# templates are tried this many pixels to each side of the centroid, in steps of this share of the picture
+REACH, STEP = 1.25, 1 / 128
+# so small a picture is also compared with templates blurred by this many pixels: an edge is most of a shape there
 SOFT_BELOW, SOFT = 16, 0.7
-RESIDUAL = 0.06
-"""Root mean square of what is left unexplained above which a picture is not of the grammar."""
+RESIDUAL, MISFIT = 0.06, 0.3
+"""Above either of these a picture is not of the grammar."""
+# larger pictures are averaged to this size, at which every scene can be read: their pairs are exact
+LARGEST = 32
 CHUNK_PIXELS = 2**16
 
 
@@ -62,6 +65,8 @@ class Reading:
         shape, colour, size, cell: of up to three objects, the largest first; indices as in `Spec`, -1 in an empty slot.
         centre: (x, y), fractions of the side; 0 in an empty slot.
         residual: root mean square difference between the picture and the render of what was read.
+        misfit: the same around the worst fitting object, less the noise of the picture's typical pixel, as a share of
+            the root mean square that the object makes there; infinite without an object.
     """
 
     background: Int64[Tensor, " batch"]
@@ -72,6 +77,7 @@ class Reading:
     cell: Int64[Tensor, "batch 3"]
     centre: Float[Tensor, "batch 3 2"]
     residual: Float[Tensor, " batch"]
+    misfit: Float[Tensor, " batch"]
 
     def __len__(self) -> int:
         return len(self.count)
@@ -82,7 +88,7 @@ def read(images: Float[Tensor, "batch 3 size size"], tier: int = 2) -> Reading:
     """Read pictures.
 
     Args:
-        images: red, green and blue in [0, 1]; a generated picture may leave that range.
+        images: red, green and blue in [0, 1], of 8, 16, 32, 64 ... pixels a side; generated ones may leave that range.
         tier: 1 compares with the four shapes of tier 1 only, 2 and 3 with all six.
 
     Raises:
@@ -91,16 +97,21 @@ def read(images: Float[Tensor, "batch 3 size size"], tier: int = 2) -> Reading:
     if tier not in (1, 2, 3) or not len(images):
         raise WorkbenchError(f"judge: got {len(images)} pictures, tier {tier!r}; expected some, of tier 1, 2 or 3.")
     n_shapes = N_TIER_1_SHAPES if tier == 1 else len(SHAPES)
+    if images.shape[-1] > LARGEST:
+        images = functional.avg_pool2d(images, images.shape[-1] // LARGEST)
     step = max(1, CHUNK_PIXELS // images.shape[-1] ** 2)
     parts = [_read(part.float(), n_shapes) for part in images.split(step)]
-    return Reading(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Reading)})
+    return Reading(
+        **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Reading)}
+    )
 
 
-def classes(reading: Reading, residual: float = RESIDUAL) -> Int64[Tensor, " batch"]:
+def classes(reading: Reading, residual: float = RESIDUAL, misfit: float = MISFIT) -> Int64[Tensor, " batch"]:
     """Class of tier 1 (`scene.CLASSES`); -1 where a picture is not exactly one object of its grammar."""
     shape, colour = reading.shape[:, 0], reading.colour[:, 0]
-    one = (reading.count == 1) & (shape < N_TIER_1_SHAPES) & (reading.residual <= residual)
-    return torch.where(one, shape * len(COLOURS) + colour, -1)
+    one = (reading.count == 1) & (shape < N_TIER_1_SHAPES)
+    fits = (reading.residual <= residual) & (reading.misfit <= misfit)
+    return torch.where(one & fits, shape * len(COLOURS) + colour, -1)
 
 
 def brightness(images: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, " batch"]:
@@ -111,8 +122,8 @@ def brightness(images: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, " ba
 def agreement(reading: Reading, wanted: Scenes | Spec) -> dict[str, Bool[Tensor, " batch"]]:
     """Compare what was read with what was asked for, attribute by attribute.
 
-    The objects read are assigned to those asked for so that as many as possible agree in colour, then in shape, size and
-    place. What a statement is silent about agrees.
+    The objects read are assigned to those asked for so that as many as possible agree in colour, then in shape, size
+    and place. What a statement is silent about agrees.
 
     Returns:
         background, count, colour, shape, size, place (cells, or the relation) and all of them together.
@@ -163,7 +174,7 @@ class _Bank:
 
 @lru_cache(maxsize=32)
 def _bank(size: int, count: int, n_shapes: int, device: torch.device) -> _Bank:
-    steps = torch.arange(-REACH, REACH + STEP / 2, STEP)
+    steps = size * STEP * torch.arange(-math.ceil(REACH / (size * STEP)), math.ceil(REACH / (size * STEP)) + 1)
     radii = torch.tensor(RADII) * SCALES[count - 1]
     ranges = (torch.arange(n_shapes), torch.arange(len(RADII)), torch.arange(len(steps)), torch.arange(len(steps)))
     shape, kind, column, row = torch.cartesian_prod(*ranges).unbind(1)
@@ -231,7 +242,7 @@ def _read(images: Tensor, n_shapes: int) -> Reading:
     ray = rays[rows, colour]
 
     shape, size = (torch.full_like(colour, UNSTATED) for _ in range(2))
-    centre = images.new_zeros(n, SLOTS, 2)
+    centre, misfit = images.new_zeros(n, SLOTS, 2), images.new_full((n, SLOTS), -torch.inf)
     for scale in range(1, SLOTS + 1):
         # a colour too many makes the fourth; the three largest are still read
         which = (seen.sum(1) == scale)[:, None] & seen
@@ -253,6 +264,8 @@ def _read(images: Tensor, n_shapes: int) -> Reading:
         places = (image[:, None, None, None], torch.arange(3, device=device)[:, None, None], y[:, None], x[:, None])
         room.index_put_(places, -drawn, accumulate=True)
         rest = room[:, :, bank.half : bank.half + side, bank.half : bank.half + side]
+        left = room[places].square().sum((1, 2, 3)) - 3 * len(reach) ** 2 * _noise(rest)[image]
+        misfit[which] = (left.clamp_min(0) / drawn.square().sum((1, 2, 3))).sqrt()
 
     residual = rest.square().mean((1, 2, 3)).sqrt()
     over = torch.einsum("nchw,nkc->nkhw", rest, ray) / ray.square().sum(-1)[..., None, None]
@@ -260,7 +273,13 @@ def _read(images: Tensor, n_shapes: int) -> Reading:
     count = count + (over > LEAST_AREA).any(1).long()
     cell = torch.where(seen, cell_of(centre), UNSTATED)
     colour = torch.where(seen, colour, UNSTATED)
-    return Reading(background, count, shape, colour, size, cell, centre, residual)
+    worst = torch.where(seen.any(1), misfit.amax(1), torch.inf)
+    return Reading(background, count, shape, colour, size, cell, centre, residual, worst)
+
+
+def _noise(rest: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, " batch"]:
+    """Variance of the noise, were it normal, from the median: what is wrong with an object does not move it."""
+    return (rest.abs().flatten(1).median(1).values / 0.6745).square()
 
 
 def _middle(maps: Float[Tensor, "batch size size"], radius: float) -> Float[Tensor, "batch 2"]:

@@ -1,8 +1,8 @@
 """Scenes: up to three coloured shapes on a plain background, drawn from a small grammar.
 
 Tier 1 is one object in a cell of a 3 x 3 grid (1,296 statements), tier 2 two objects and their relation, tier 3 three
-objects in three cells. Tiers 2 and 3 add two shapes. The objects of a scene differ in colour. A `Spec` is what a sentence
-states, a `Scenes` the geometry that a picture shows.
+objects in three cells. Tiers 2 and 3 add two shapes. The objects of a scene differ in colour. A `Spec` is what a
+sentence states, a `Scenes` the geometry that a picture shows.
 """
 
 from __future__ import annotations

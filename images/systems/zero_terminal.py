@@ -25,8 +25,8 @@ def latent_betas(
 ) -> Schedule:
     """Latent diffusion's betas, for images of ``size`` pixels, with or without signal at t = 1.
 
-    What is left of an image at t = 1 shows in its mean: noise of ``size^2`` pixels has a mean of width ``1 / size``. The
-    betas were made for 64 x 64; shifted by ``size / 64`` they leave the same of a smaller image's brightness.
+    What is left of an image at t = 1 shows in its mean: noise of ``size^2`` pixels has a mean of width ``1 / size``.
+    The betas were made for 64 x 64; shifted by ``size / 64`` they leave as much of a smaller image's brightness.
 
     Args:
         size: side of the images, pixels.

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.nn.embed import grid_positions, sinusoidal_positions
+from diffusion_core.nn.transformer import DiT
+from diffusion_core.nn.unet2d import UNet2d
 from tests.diffusion_core.networks import (
     BUILD,
     CHANNELS,
@@ -110,26 +112,22 @@ def test_the_learned_variance_has_channels_of_its_own(build):
     assert build(out_channels=2 * CHANNELS).double()(x, t).shape == (3, 2 * CHANNELS, SIZE, SIZE)
 
 
-def check_patches_are_channels(build, position: bool) -> None:
-    """A network of patches of 2 is the one of a quarter of the pixels, given 4 times the channels."""
-    coarse = awake(build(patch=2, **({"attention": ()} if not position else {})))
-    fine = type(coarse)(
-        4 * CHANNELS,
-        SIZE // 2,
-        patch=1,
-        **({"width": 16, "depth": 2, "heads": 2} if position else {"widths": (8, 12), "attention": ()}),
-        time_dim=8,
-    ).double()
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (UNet2d, {"widths": (8, 12), "attention": (4,)}),
+        (DiT, {"width": 16, "depth": 2, "heads": 2}),
+    ],
+)
+def test_patches_of_two_are_a_quarter_of_the_pixels_with_four_times_the_channels(kind, arguments):
+    coarse = awake(kind(CHANNELS, SIZE, patch=2, **arguments))
+    fine = kind(4 * CHANNELS, SIZE // 2, patch=1, **arguments).double()
     fine.load_state_dict(coarse.state_dict())
     x, t, _ = inputs()
-    unfolded = x.reshape(3, CHANNELS, SIZE // 2, 2, SIZE // 2, 2).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
-    out = fine(unfolded, t).reshape(3, CHANNELS, 2, 2, SIZE // 2, SIZE // 2).permute(0, 1, 4, 2, 5, 3)
-    torch.testing.assert_close(coarse(x, t), out.reshape(x.shape), rtol=1e-12, atol=1e-12)
-
-
-def test_patches_are_channels():
-    check_patches_are_channels(BUILD["unet"], position=False)
-    check_patches_are_channels(BUILD["dit"], position=True)
+    half = SIZE // 2
+    unfolded = x.reshape(3, CHANNELS, half, 2, half, 2).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    expected = fine(unfolded, t).reshape(3, CHANNELS, 2, 2, half, half).permute(0, 1, 4, 2, 5, 3).reshape(x.shape)
+    torch.testing.assert_close(coarse(x, t), expected, rtol=1e-12, atol=1e-12)
 
 
 @every_network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jaxtyping
 import pytest
 import torch
 from torch.nn import functional
@@ -178,10 +179,53 @@ def test_a_unet_that_cannot_be_built_is_refused(arguments, message):
 
 
 @pytest.mark.parametrize(("name", "known"), [("conditioning", "add or scale_shift"), ("resample", "conv or block")])
-def test_an_unknown_word_is_refused(name, known):
-    # the types are not checked where the network is used
-    with (
-        disabled_types(),
-        pytest.raises(WorkbenchError, match=f"got {name}='film'; expected {known}"),
-    ):
+def test_an_unknown_word_is_refused(monkeypatch, name, known):
+    # as in use, where no types are checked
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(WorkbenchError, match=f"got {name}='film'; expected {known}"):
         unet(**{name: "film"})
+
+
+def test_fresh_attention_is_the_identity_and_then_adds_to_every_pixel_its_own_mixture():
+    part = unet(residual_scale=False).middle[0].attend.double()
+    h = torch.randn(3, 12, 4, 4, dtype=torch.float64)
+    position = torch.randn(16, 12, dtype=torch.float64)
+    assert torch.equal(part(h, position), h)
+    awake(part)
+    normal = part.norm(h)
+    # row by row, as the positions are
+    tokens = torch.stack([normal[:, :, i, j] for i in range(4) for j in range(4)], dim=1)
+    mixed = part.attention(tokens + position)
+    expected = torch.stack([h[:, :, i, j] + mixed[:, 4 * i + j] for i in range(4) for j in range(4)], dim=2)
+    torch.testing.assert_close(part(h, position), expected.unflatten(2, (4, 4)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("resample", ["conv", "block"])
+def test_the_network_is_its_blocks_joined_from_side_to_side(resample):
+    network = awake(unet(resample=resample, attention=(), widths=(8, 12)))
+    x, t, _ = inputs()
+    c = functional.silu(network.condition.time(t)) @ network.modulation.weight.T + network.modulation.bias
+    taken = 0
+
+    def apply(part: torch.nn.Module, h: torch.Tensor) -> torch.Tensor:
+        nonlocal taken
+        m = c[:, taken : taken + part.modulation]
+        taken += part.modulation
+        if isinstance(part, Resample | ResidualBlock):
+            return part(h, m)
+        return part(h, m, None if part.side is None else network.positions[part.side], None)
+
+    inlet = functional.conv2d(x, network.inlet.weight, network.inlet.bias, padding=1)
+    fine = apply(network.down[0], inlet)
+    shrunk = apply(network.down[1], fine)
+    coarse = apply(network.down[2], shrunk)
+    h = apply(network.middle[1], apply(network.middle[0], coarse))
+    h = apply(network.up[0], torch.cat([h, coarse], 1))
+    h = apply(network.up[2], apply(network.up[1], torch.cat([h, shrunk], 1)))
+    assert h.shape[2:] == (8, 8)
+    h = apply(network.up[3], torch.cat([h, fine], 1))
+    h = apply(network.up[4], torch.cat([h, inlet], 1))
+    assert taken == c.shape[1] and len(network.up) == 5 and len(network.down) == 3
+    h = functional.silu(network.norm(h))
+    expected = functional.conv2d(h, network.outlet.weight, network.outlet.bias, padding=1)
+    torch.testing.assert_close(network(x, t), expected, rtol=1e-12, atol=1e-12)
