@@ -116,28 +116,28 @@ def experiment(lab: Lab) -> Report:
     return Report(
         title="Classifier-free guidance",
         source="Ho & Salimans 2022, Classifier-Free Diffusion Guidance (arXiv 2207.12598)",
-        idea="A network whose label is dropped now and then in training is a conditional and an unconditional model at once. "
-        "Sampling follows uncond + scale (cond - uncond): away from what images of all classes have in common, without "
-        "a classifier.",
-        published="FID is lowest with little guidance, 1.55 at w = 0.1 on ImageNet 64 and 2.43 at w = 0.3 on ImageNet 128 (as "
-        "we remember it), and rises with more, while IS rises on; our scale is their w + 1. Here: other images and "
-        "features; beside the shared model one of a quarter of its training, which, as theirs does, leaves room.",
+        idea="A network whose label is dropped now and then in training is a conditional and an unconditional model at "
+        "once. Sampling follows uncond + scale (cond - uncond): away from what images of all classes have in common, "
+        "without a classifier.",
+        published="FID is lowest with little guidance, 1.55 at w = 0.1 on ImageNet 64 and 2.43 at w = 0.3 on ImageNet "
+        "128 (as we remember it), and rises with more, while IS rises on; our scale is their w + 1. Here: other images "
+        "and features; beside the shared model one of a quarter of its training, which, as theirs does, leaves room.",
         variants=variants,
-        criterion="For the shorter training: accuracy, IS and precision rise and recall falls with the scale (rank correlation "
-        "beyond 0.7); FD is lowest at a scale between the ends, by more than the standard error of the difference to both. For "
-        "three exact Gaussians the true posterior of the class rises with the scale.",
+        criterion="For the shorter training: accuracy, IS and precision rise and recall falls with the scale (rank "
+        "correlation beyond 0.7); FD is lowest at a scale between the ends, by more than the standard error of the "
+        "difference to both. For three exact Gaussians the true posterior of the class rises with the scale.",
         shown=trends and interior and exact,
-        verdict=f"A quarter of the training, scale {SCALES[0]:g} to {SCALES[-1]:g}: {said}; FD {ends[0].value:.2f} at 1, "
-        f"{low.value:.2f} at {best:g}, {ends[1].value:.2f} at {SCALES[-1]:g}. All of the training: FD "
-        f"{late[1.0]['FD'].value:.2f} at 1, lowest at {best_late:g} ({late[best_late]['FD'].value:.2f}). Exact Gaussians: "
-        f"posterior {true[EXACT[0]].value:.3f} to {true[EXACT[-1]].value:.3f}, width {spread[EXACT[0]]:.2f} to "
-        f"{spread[EXACT[-1]]:.2f}.",
+        verdict=f"A quarter of the training, scale {SCALES[0]:g} to {SCALES[-1]:g}: {said}; FD {ends[0].value:.2f} at "
+        f"1, {low.value:.2f} at {best:g}, {ends[1].value:.2f} at {SCALES[-1]:g}. All of the training: FD "
+        f"{late[1.0]['FD'].value:.2f} at 1, lowest at {best_late:g} ({late[best_late]['FD'].value:.2f}). Exact "
+        f"Gaussians: posterior {true[EXACT[0]].value:.3f} to {true[EXACT[-1]].value:.3f}, width {spread[EXACT[0]]:.2f} "
+        f"to {spread[EXACT[-1]]:.2f}.",
         samples=drawn[best],
         figure=_figure(found, drawn, world, points),
         notes=f"Samples: scale {best:g} of the shorter training, DDIM in {STEPS} steps. Rank correlations with the scale: "
         + ", ".join(f"{m} {r:+.2f}" for m, r in trend.items())
-        + ". Where the conditional model is as near to the held-out images as other images of the data, as after all of the "
-        "training, guidance has nothing to mend and FD only rises.",
+        + ". Where the conditional model is as near to the held-out images as other images of the data, as after all "
+        "of the training, guidance has nothing to mend and FD only rises.",
     )
 
 

@@ -14,16 +14,30 @@ from diffusion_core.results import Estimate
 from images.data.pictures import to_bytes
 
 
-def curve(axis: Any, x: Sequence[float], found: Sequence[Estimate], label: str, colour: str, style: str = "o-") -> None:
+def curve(
+    axis: Any, x: Sequence[int] | Sequence[float], found: Sequence[Estimate], label: str, colour: str, style: str = "o-"
+) -> None:
     """Estimates over ``x`` with bars of one standard error."""
     axis.errorbar(x, [e.value for e in found], [e.stderr for e in found], fmt=style, color=colour, label=label, ms=4)
 
 
 def over_steps(axis: Any, steps: Sequence[int], ylabel: str, log: bool = False) -> None:
-    """Label a panel whose abscissa is a sampler's number of steps."""
+    """Label a panel of curves, drawn before, whose abscissa is a sampler's number of steps."""
     axis.set(xscale="log", xlabel="steps", ylabel=ylabel, xticks=steps, yscale="log" if log else "linear")
     axis.set_xticklabels([str(n) for n in steps])
+    if log:
+        # bars may reach below zero: the values decide what is seen
+        values = [float(y) for line in axis.lines for y in line.get_ydata()]
+        low, high = 0.7 * min(values), 1.3 * max(values)
+        ticks = [m * 10.0**k for k in range(-4, 5) for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+        axis.set_ylim(low, high)
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
+
+
+def above_sheets(axes: Any, share: float) -> None:
+    """Make the second of two rows of panels ``share`` times as high as the first."""
+    axes[0, 0].get_gridspec().set_height_ratios([1.0, share])
 
 
 def sheet(axis: Any, images: Float[Tensor, "rows columns c h w"], names: Sequence[str], title: str) -> None:

@@ -104,7 +104,7 @@ def experiment(lab: Lab) -> Report:
         criterion=f"At t = 1 eps is refused while x0 and v sample; and from t = {INSIDE}, where it is defined, the FD "
         f"of eps in {JUDGED} steps is at least 5 times that of v.",
         shown=only_eps and ratio >= 5.0,
-        verdict=f"Refused at t = 1: {', '.join(n for n, said in refused.items() if said and n in nets) or 'none'}. FD in "
+        verdict=f"Refused at t = 1: {', '.join(name for name in nets if refused[name]) or 'none'}. FD in "
         f"{JUDGED} steps: eps {here['eps']:.3g} ({ratio:.1f} times v's), eps with a clipped estimate "
         f"{here['eps, clipped']:.3g}, x0 {here['x0']:.3g}, v {here['v']:.3g}; in {few} steps x0 "
         f"{fd['x0'][few].value:.3g}, v {fd['v'][few].value:.3g}.",
@@ -115,7 +115,8 @@ def experiment(lab: Lab) -> Report:
 
 
 def _figure(lab: Lab, models: dict, fd: dict[str, dict[int, Estimate]], drawn: dict[str, Tensor]) -> Figure:
-    figure, axes = subplots(2, 2, 8.0, 6.4)
+    figure, axes = subplots(2, 2, 8.0, 5.6)
+    panels.above_sheets(axes, 0.6)
     for name, by_steps in fd.items():
         panels.curve(axes[0, 0], list(by_steps), list(by_steps.values()), name, COLOURS[name])
     panels.over_steps(axes[0, 0], STEPS, "FD to held-out images", log=True)
@@ -125,7 +126,7 @@ def _figure(lab: Lab, models: dict, fd: dict[str, dict[int, Estimate]], drawn: d
     for name in ("eps", "x0", "v"):
         errors = [error_of_x0(models[name], images, labels, t) for t in times]
         panels.curve(axes[0, 1], times, errors, name, COLOURS[name], "o-")
-    axes[0, 1].set(xlabel="t", ylabel="error of the estimated image", yscale="log")
+    axes[0, 1].set(xlabel="t", ylabel="error of the estimated x0", yscale="log")
     axes[0, 1].legend()
     for axis, names in ((axes[1, 0], ("eps", "eps, clipped")), (axes[1, 1], ("x0", "v"))):
         rows = torch.cat([drawn[name][:20].unflatten(0, (2, 10)) for name in names])

@@ -83,9 +83,10 @@ def _one_of(name: str, choices: Sequence[str]) -> str:
     return f"(?P<{name}>{'|'.join(sorted(choices, key=len, reverse=True))})"
 
 
+# "at the top left of" is the cell "top" and the relation "left of"
 _OBJECT = re.compile(
     rf"an? (?:{_one_of('size', SIZES)} )?(?:{_one_of('colour', COLOURS)} )?(?:{re.escape(SPARE)} )?"
-    rf"{_one_of('shape', (*SHAPES, 'shape'))}(?: at the {_one_of('cell', CELLS)})?"
+    rf"{_one_of('shape', (*SHAPES, 'shape'))}(?: at the {_one_of('cell', CELLS)}(?! of))?"
 )
 _BACKGROUND = re.compile(rf"(?:on )?an? {_one_of('background', BACKGROUNDS)} background")
 _LINK = re.compile(rf", and |, | and | {_one_of('relation', RELATIONS)} ")

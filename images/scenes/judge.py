@@ -61,7 +61,7 @@ class Reading:
 
     Args:
         background: index in BACKGROUNDS.
-        count: objects seen: colours that cover enough, and one more where much of a colour is left over.
+        count: objects seen: colours that cover enough, and one more where a heap of one of them is left over.
         shape, colour, size, cell: of up to three objects, the largest first; indices as in `Spec`, -1 in an empty slot.
         centre: (x, y), fractions of the side; 0 in an empty slot.
         residual: root mean square difference between the picture and the render of what was read.
@@ -269,8 +269,10 @@ def _read(images: Tensor, n_shapes: int) -> Reading:
 
     residual = rest.square().mean((1, 2, 3)).sqrt()
     over = torch.einsum("nchw,nkc->nkhw", rest, ray) / ray.square().sum(-1)[..., None, None]
-    over = torch.where(mine & seen[..., None, None] & (over > 0.5), over, 0).mean((-2, -1))
-    count = count + (over > LEAST_AREA).any(1).long()
+    over = (mine & seen[..., None, None] & (over > 0.5)).float()
+    # a heap has an inside; the rim that is left of an object of another size has none
+    heaps = -functional.max_pool2d(-over, 3, 1, 1)
+    count = count + (heaps.mean((-2, -1)) > LEAST_AREA / 4).any(1).long()
     cell = torch.where(seen, cell_of(centre), UNSTATED)
     colour = torch.where(seen, colour, UNSTATED)
     worst = torch.where(seen.any(1), misfit.amax(1), torch.inf)

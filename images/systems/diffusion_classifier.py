@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -20,6 +21,8 @@ from images.systems.diffusion import Diffusion
 
 BATCH = 500
 """Evaluations of the network in one call; changes speed only."""
+
+Shared = Literal["pairs", "times", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -80,21 +83,23 @@ def all_errors(
     classes: Int64[Tensor, "n k"],
     times: Float64[Tensor, " pairs"],
     draws: Draws,
-    shared: bool = True,
+    shared: Shared = "pairs",
 ) -> Float64[Tensor, "n k pairs"]:
-    """The error of each image under each of its classes, for one noise at each of ``times``.
+    """The error of each image under each of its classes, for as many pairs as there are times.
 
     Args:
         classes: that are asked about, for each image its own.
-        shared: one noise for all classes of an image, so that what it adds to all errors alike cancels; else each its
-            own, as in a plain estimate of each error.
+        shared: what the classes of an image have in common: the "pairs" of time and noise, so that what these add to
+            all errors alike cancels; the "times" alone; or "nothing", each error estimated by itself at random times.
     """
     n, k = classes.shape
     columns = []
     for t in times.split(1):
-        drawn = 1 if shared else k
-        noise = draws.normal((n, drawn, *images.shape[1:]), images.dtype).to(images.device).expand(n, k, *images.shape[1:])
-        pairs = (images[:, None].expand_as(noise), classes, t.expand(n, k), noise)
+        drawn = 1 if shared == "pairs" else k
+        noise = draws.normal((n, drawn, *images.shape[1:]), images.dtype).to(images.device)
+        noise = noise.expand(n, k, *images.shape[1:])
+        at = draws.uniform((n, k)).to(times) if shared == "nothing" else t.expand(n, k)
+        pairs = (images[:, None].expand_as(noise), classes, at, noise)
         columns.append(errors(model, *(v.flatten(0, 1) for v in pairs)).unflatten(0, (n, k)))
     return torch.stack(columns, 2)
 
@@ -115,7 +120,9 @@ def classify(model: Diffusion, images: Float[Tensor, "n c h w"], stages: Sequenc
     Source: Li et al. 2023, algorithm 2; one stage: algorithm 1.
     """
     if not model.conditional:
-        raise WorkbenchError("diffusion classifier: got a diffusion without labels; expected system=conditional's kind.")
+        raise WorkbenchError(
+            "diffusion classifier: got a diffusion without labels; expected system=conditional's kind."
+        )
     seen, n = [0, *(stage.pairs for stage in stages)], len(images)
     kept = [model.n_classes, *(stage.keep for stage in stages)]
     if len(stages) < 1 or kept[-1] != 1 or sorted(set(seen)) != seen or sorted(kept, reverse=True) != kept:

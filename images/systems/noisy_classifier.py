@@ -41,14 +41,14 @@ class NoisyEncoder(nn.Module):
     position: Tensor
 
     def __init__(
-        self, channels: int, size: int, n_classes: int, widths: Sequence[int] = (32, 64), heads: int = 2, patch: int = 1
+        self, channels: int, size: int, n_classes: int, widths: Sequence[int] = (16, 32), heads: int = 2, patch: int = 1
     ) -> None:
         super().__init__()
         factor = patch * 2 ** (len(widths) - 1)
         if not widths or size % factor or widths[-1] % 4 or n_classes < 2:
             raise WorkbenchError(
-                f"noisy classifier: got size={size}, patch={patch}, widths={list(widths)}, n_classes={n_classes}; expected "
-                f"a size divisible by {factor}, a last width divisible by 4, and at least two classes."
+                f"noisy classifier: got size={size}, patch={patch}, widths={list(widths)}, n_classes={n_classes}; "
+                f"expected a size divisible by {factor}, a last width divisible by 4, and at least two classes."
             )
         self.patch, time_dim = patch, 64
         self.condition = Condition(channels, 4 * time_dim, time_dim)
@@ -91,13 +91,13 @@ class ClassifierGuidance(System):
     algorithm 2, with every solver.
     """
 
-    def __init__(self, parts: Parts, widths: Sequence[int] = (32, 64), heads: int = 2, patch: int = 1) -> None:
+    def __init__(self, parts: Parts, widths: Sequence[int] = (16, 32), heads: int = 2, patch: int = 1) -> None:
         super().__init__(parts)
         self.parent = built_on(parts, Diffusion, "a diffusion (system=ddpm)")
         if self.parent.conditional:
             raise WorkbenchError(
-                "parent: got a diffusion that is told the label; expected one that is not: train system=ddpm, and leave "
-                "the label to the classifier."
+                "parent: got a diffusion that is told the label; expected one that is not: train system=ddpm, and "
+                "leave the label to the classifier."
             )
         self.classifier = NoisyEncoder(parts.shape[0], parts.shape[1], parts.n_classes, widths, heads, patch)
         self.times = parts.times

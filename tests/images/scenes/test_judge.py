@@ -115,7 +115,7 @@ def test_a_missing_or_further_object_is_seen() -> None:
 
 def test_two_objects_of_one_colour_are_two() -> None:
     scenes = draw(100, seeded(3), 2)
-    same = replace(scenes, colour=scenes.colour[:, :1].expand(-1, 2))
+    same = replace(scenes, colour=scenes.colour[:, :1].expand(-1, 2), shape=scenes.shape % 3)
     assert (read(pictures(same, 32)).count >= 2).float().mean() > 0.95
 
 
@@ -156,8 +156,8 @@ def test_a_picture_is_read_alike_in_any_batch() -> None:
 def test_brightness_is_that_of_the_background() -> None:
     scenes = draw(200, seeded(), 3)
     level = torch.tensor(LEVELS)[scenes.background]
-    assert torch.equal(brightness(pictures(scenes, 16)), level)
-    torch.testing.assert_close(brightness(pictures(scenes, 16) * 0.8), level * 0.8)
+    torch.testing.assert_close(brightness(pictures(scenes, 16)), level, atol=1e-3, rtol=0)
+    torch.testing.assert_close(brightness(pictures(scenes, 16) * 0.8), level * 0.8, atol=1e-3, rtol=0)
 
 
 def test_mistakes_are_told() -> None:

@@ -116,8 +116,6 @@ def test_same_seed_same_scenes_and_rows_are_picked() -> None:
 def test_mistakes_are_told() -> None:
     with pytest.raises(WorkbenchError, match="tier"):
         draw(1, seeded(), 4)
-    with pytest.raises(WorkbenchError, match="compositions"):
-        draw(1, seeded(), 1, "none")  # type: ignore[arg-type]
     spec = every().take(slice(0, 2))
     silent = Spec(**{f.name: getattr(spec, f.name) for f in fields(spec)} | {"size": torch.full((2, 1), -1)})
     with pytest.raises(WorkbenchError, match="silent about size"):
