@@ -131,15 +131,15 @@ def experiment(lab: Lab) -> Report:
     parallel = fd[few].low <= fd[many].high and fd[1].value > 2.0 * fd[many].value
     return Report(
         title="Autoregression in any order",
-        source="Austin et al. 2021, Structured Denoising Diffusion Models in Discrete State-Spaces (arXiv 2107.03006); "
-        "Hoogeboom et al. 2022, Autoregressive Diffusion Models (arXiv 2110.02037); Ho et al. 2020, section 4.3",
+        source="Austin et al. 2021, Structured Denoising Diffusion Models in Discrete State-Spaces (arXiv "
+        "2107.03006); Hoogeboom et al. 2022, Autoregressive Diffusion Models (arXiv 2110.02037); Ho et al. 2020, section 4.3",
         idea="Noise pixels by masking them. A network that fills in what is masked is an autoregressive model for every "
         "order of the pixels at once; its diffusion bound is the likelihood averaged over orders, and several pixels "
         "can be drawn in one call, each for itself.",
-        published="Austin et al.: absorbing diffusion of tokens is a masked language model, of pixels it is worse than "
-        "Gaussian-like noise; Hoogeboom et al.: trained in any order, and drawn in parallel, quality holds with far "
-        "fewer calls than pixels, and more steps give a tighter bound. Here: grey levels of small images, "
-        f"{levels} of them, and equal shares of the pixels per call, where they optimise the shares.",
+        published="Austin et al.: absorbing diffusion is a masked language model; of pixels it is worse than noise that "
+        "respects their order. Hoogeboom et al.: trained in any order it can be drawn in parallel, with far fewer "
+        "calls than entries at a small loss of likelihood, and more steps give a tighter bound (as we remember it). "
+        f"Here: {levels} grey levels of small images, equal shares of the pixels per call, where they optimise them.",
         variants=variants,
         criterion=f"On four black or white pixels the bound of diffusion in 4 steps equals that of autoregression over "
         f"all 24 orders to 1e-5 bit; on held-out images the bound falls with each doubling of steps up to {FEW}, and "
@@ -148,8 +148,8 @@ def experiment(lab: Lab) -> Report:
         shown=gap < 1e-5 and falls and learned and parallel,
         verdict=f"Toy: largest difference {gap:.1e} bit. Bits per dimension: {bits[1].value:.3f} in 1 step, "
         f"{bits[few].value:.3f} in {few}, {bits[many].value:.3f} in {many}, {exact.value:.3f} pixel by pixel "
-        f"({independent.value:.3f} if pixels were independent; ± {exact.stderr:.3f}). FD: {fd[1].value:.2f} with 1 call, "
-        f"{fd[4].value:.2f} with 4, {fd[few].value:.2f} with {few}, {fd[many].value:.2f} with {many} of "
+        f"({independent.value:.3f} if pixels were independent; ± {exact.stderr:.3f}). FD: {fd[1].value:.2f} with 1 "
+        f"call, {fd[4].value:.2f} with 4, {fd[few].value:.2f} with {few}, {fd[many].value:.2f} with {many} of "
         f"{system.entries} pixels.",
         samples=drawn[many],
         figure=_figure(bits, exact, independent, fd, drawn),

@@ -1,4 +1,4 @@
-"""Latent diffusion: the losses of its first stage, the scale of its latents, and what it is where nothing is encoded."""
+"""Latent diffusion: the losses of its first stage, the scale of its latents, and its limit without an encoder."""
 
 from __future__ import annotations
 
