@@ -164,6 +164,24 @@ def images_of(tier: str) -> str:
     return markdown(["system", "what was measured", "the paper's effect"], rows) if rows else "Not run yet."
 
 
+def scenes_judge() -> str:
+    """What the judge of the captioned world reads right."""
+    r = load("scenes_judge")
+    cells = {(row["tier"], row["size"], row["pictures"]): row for row in r["rows"]}
+    kinds = list(dict.fromkeys(pictures for _, _, pictures in cells))
+    rows = [
+        [
+            str(tier),
+            str(size),
+            *(f"{cells[tier, size, kind]['all']['value']:.4f}" for kind in kinds),
+            f"{min(cells[tier, size, kind]['read_per_s'] for kind in kinds):,}",
+        ]
+        for tier, size in dict.fromkeys((tier, size) for tier, size, _ in cells)
+    ]
+    names = {"noise": f"noise {r['noise']}", "blur": f"blur {r['blur_px']} px"}
+    return markdown(["tier", "pixels", *(names.get(kind, kind) for kind in kinds), "read a second"], rows)
+
+
 def image_throughput() -> str:
     """Images per second at each batch size."""
     r, rows = load("image_throughput"), []
@@ -185,6 +203,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "images_quick": partial(images_of, "quick"),
     "images_full": partial(images_of, "full"),
     "image_throughput": image_throughput,
+    "scenes_judge": scenes_judge,
 }
 
 

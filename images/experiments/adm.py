@@ -98,8 +98,9 @@ def experiment(lab: Lab) -> Report:
         "images, scaled, added to the score of a model.",
         published="FID 2.97, 4.59 and 7.72 on ImageNet 128, 256 and 512 with guidance, where precision rises and "
         "recall falls with the scale, and scale 1 is not enough for an unconditional model; AdaGN 13.06 against 15.08 "
-        "for addition (the latter two numbers as we remember them). Here: small images, a network of "
-        f"{STEPS} DDIM steps, a fifth of the usual training for the networks; in guidance the shared unconditional model.",
+        "for addition (the latter two numbers as we remember them). Here: small images, "
+        f"DDIM in {STEPS} steps; the networks have a fifth of the usual training, guidance steers the shared "
+        "unconditional model.",
         variants=variants,
         criterion=f"AdaGN's held-out loss is below that of addition for each of {len(SEEDS)} seeds, all else equal. "
         "With the classifier, judged by another network: accuracy at least 0.9 at scale 4 or 8 from chance without, "

@@ -132,12 +132,13 @@ def experiment(lab: Lab) -> Report:
     return Report(
         title="Autoregression in any order",
         source="Austin et al. 2021, Structured Denoising Diffusion Models in Discrete State-Spaces (arXiv "
-        "2107.03006); Hoogeboom et al. 2022, Autoregressive Diffusion Models (arXiv 2110.02037); Ho et al. 2020, section 4.3",
-        idea="Noise pixels by masking them. A network that fills in what is masked is an autoregressive model for every "
-        "order of the pixels at once; its diffusion bound is the likelihood averaged over orders, and several pixels "
-        "can be drawn in one call, each for itself.",
-        published="Austin et al.: absorbing diffusion is a masked language model; of pixels it is worse than noise that "
-        "respects their order. Hoogeboom et al.: trained in any order it can be drawn in parallel, with far fewer "
+        "2107.03006); Hoogeboom et al. 2022, Autoregressive Diffusion Models (arXiv 2110.02037); Ho et al. 2020, "
+        "section 4.3",
+        idea="Noise pixels by masking them. A network that fills in what is masked is an autoregressive model for "
+        "every order of the pixels at once; its diffusion bound is the likelihood averaged over orders, and several "
+        "pixels can be drawn in one call, each for itself.",
+        published="Austin et al.: absorbing diffusion is a masked language model; of pixels it is worse than noise "
+        "that respects their order. Hoogeboom et al.: trained in any order it can be drawn in parallel, with far fewer "
         "calls than entries at a small loss of likelihood, and more steps give a tighter bound (as we remember it). "
         f"Here: {levels} grey levels of small images, equal shares of the pixels per call, where they optimise them.",
         variants=variants,
@@ -153,9 +154,9 @@ def experiment(lab: Lab) -> Report:
         f"{system.entries} pixels.",
         samples=drawn[many],
         figure=_figure(bits, exact, independent, fd, drawn),
-        notes=f"Bits are per pixel and channel, of {len(x0)} held-out images rounded to {levels} levels. The bound of n "
-        "steps masks each pixel by itself, so that even as many steps as pixels reveal sometimes two at once, and it "
-        "stays above the likelihood pixel by pixel; the samplers reveal equal numbers.",
+        notes=f"Bits are per pixel and channel, of {len(x0)} held-out images rounded to {levels} levels. The bound "
+        "of n steps masks each pixel by itself, so that even as many steps as pixels reveal sometimes two at once, "
+        "and it stays above the likelihood pixel by pixel; the samplers reveal equal numbers.",
     )
 
 

@@ -116,16 +116,17 @@ def experiment(lab: Lab) -> Report:
     return Report(
         title="Cascaded diffusion",
         source="Ho et al. 2022, Cascaded Diffusion Models for High Fidelity Image Generation (arXiv 2106.15282)",
-        idea="Draw small images, then large ones that are told the small ones. In training the small images are true, in "
-        "sampling they are drawn, with mistakes: so noise them in both, to a level s that the network is told, and it "
-        "learns how far to trust them.",
+        idea="Draw small images, then large ones that are told the small ones. In training the small images are "
+        "true, in sampling they are drawn, with mistakes: so noise them in both, to a level s that the network is "
+        "told, and it learns how far to trust them.",
         published="FID of a 16 -> 64 cascade on ImageNet with augmentation to step s of the process: 6.02 at s = 0, "
         "3.41 at s = 101, 2.13 at s = 1001, and 2.35 without a cascade; 4.88 at 256 x 256 (as we remember it). Here: "
-        f"{small_side} -> {side} pixels, s as a share of the process, and a base and super-resolution of the same small "
-        "budget.",
+        f"{small_side} -> {side} pixels, s as a share of the process, and a base and super-resolution of the same "
+        "small budget.",
         variants=variants,
         criterion="With drawn small images the FD at the best s > 0 is below 0.8 of that at s = 0; with true small "
-        "images s = 0 is not worse than the best s > 0 (95 % intervals not apart): the gain is about the base's mistakes.",
+        "images s = 0 is not worse than the best s > 0 (95 % intervals not apart): the gain is about the base's "
+        "mistakes.",
         shown=shown,
         verdict=f"FD at s = {'/'.join(f'{s:g}' for s in LEVELS)}: drawn small images {line('base')}, true ones "
         f"{line('true')}. Best s = {best:g}: {top.value / zero.value:.2f} of the FD at s = 0. Without augmentation in "
@@ -134,8 +135,9 @@ def experiment(lab: Lab) -> Report:
         f"enlarged {only.value:.2f}.",
         samples=drawn[f"noise, s = {best:g}, drawn small images"],
         figure=_figure(found, off, best, base.enlarge(base_small), drawn),
-        notes=f"Every row has the same labels, noise and sampler (DDIM, {HOW.steps} steps). True small images are averages "
-        f"of training images. At s = 1 the super-resolution knows nothing but the label. Samples: s = {best:g}.",
+        notes=f"Every row has the same labels, noise and sampler (DDIM, {HOW.steps} steps). True small images are "
+        "averages of training images. At s = 1 the super-resolution knows nothing but the label. Samples: s = "
+        f"{best:g}.",
     )
 
 

@@ -30,7 +30,8 @@ SHOWN_AT = 0.6
 
 def stages(n_classes: int) -> tuple[Stage, ...]:
     """Few pairs for all classes, many for the last three."""
-    return (Stage(4, max(3, n_classes // 2)), Stage(16, 3), Stage(PAIRS[-1], 1))
+    few = min(3, n_classes)
+    return (Stage(4, max(few, n_classes // 2)), Stage(16, few), Stage(PAIRS[-1], 1))
 
 
 def draws(seed: int) -> Draws:
@@ -118,11 +119,13 @@ def experiment(lab: Lab) -> Report:
         "trained on the images' labels, and held-out images.",
         variants=variants,
         criterion=f"Accuracy at least 0.95 with {PAIRS[-1]} shared pairs; with {JUDGED} shared pairs at least 0.1 "
-        "above as many independent ones; elimination within 0.02 of the full count at less than half of its evaluations.",
+        "above as many independent ones; elimination within 0.02 of the full count at less than half of its "
+        "evaluations.",
         shown=most.value >= 0.95 and lead >= 0.1 and close,
         verdict=f"Accuracy with {PAIRS[-1]} shared pairs {most.value:.3f} ({len(rows)} held-out images{above}). With "
         f"{JUDGED} pairs: shared {few.value:.3f}, each class its own noise {by_pairs[OWN_NOISE][JUDGED].value:.3f}, "
-        f"its own times as well {apart.value:.3f}. Elimination: {staged.value:.3f} with {100 * share:.0f} % of the evaluations.",
+        f"its own times as well {apart.value:.3f}. Elimination: {staged.value:.3f} with {100 * share:.0f} % of "
+        "the evaluations.",
         samples=seen_as(model, images[:4], 12).flatten(0, 1),
         figure=_figure(model, images, labels, together, by_pairs, trained_directly),
         notes=f"Samples, in rows: a held-out image, the image with noise (t = {SHOWN_AT}), and the network's estimates "
@@ -170,5 +173,5 @@ def _figure(
     _, height, width = model.shape
     for row, column in enumerate(together[:5, : columns - 2].mean(2).argmin(1).tolist()):
         corner = ((width + 1) * (column + 2) - 1, (height + 1) * row - 1)
-        axis.add_patch(Rectangle(corner, width + 1, height + 1, fill=False, edgecolor=WARM, linewidth=2.5))
+        axis.add_patch(Rectangle(corner, width + 1, height + 1, fill=False, edgecolor=WARM, linewidth=2.5, clip_on=False))
     return figure

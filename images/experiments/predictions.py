@@ -121,7 +121,7 @@ def _figure(lab: Lab, models: dict, fd: dict[str, dict[int, Estimate]], drawn: d
         panels.curve(axes[0, 0], list(by_steps), list(by_steps.values()), name, COLOURS[name])
     panels.over_steps(axes[0, 0], STEPS, "FD to held-out images", log=True)
     axes[0, 0].legend()
-    images, labels = lab.test_data.images()[:200], lab.test_data.labels[:200]
+    images, labels = (of[: min(200, lab.tier.n)] for of in (lab.test_data.images(), lab.test_data.labels))
     times = [0.05, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, INSIDE]
     for name in ("eps", "x0", "v"):
         errors = [error_of_x0(models[name], images, labels, t) for t in times]

@@ -67,7 +67,8 @@ def experiment(lab: Lab) -> Report:
         model = trained.component
         assert isinstance(model, Diffusion)
         if name != OWN:
-            ways[name] = paths(model, lab.labels(100), range(100_000, 100_100))
+            few = min(100, lab.tier.n)
+            ways[name] = paths(model, lab.labels(few), range(100_000, 100_000 + few))
             bends[name] = results.mean(bend(ways[name]).tolist())
         fd[name] = {}
         for steps in STEPS:

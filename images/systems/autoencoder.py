@@ -6,7 +6,6 @@ Source: Rombach et al. 2022, "High-resolution image synthesis with latent diffus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -44,7 +43,7 @@ class Autoencoder(Component):
     def __init__(
         self,
         parts: Parts,
-        kind: Literal["kl", "vq"] = "kl",
+        kind: str = "kl",
         factor: int = 2,
         latent_channels: int = 4,
         widths: Sequence[int] = (16, 32),

@@ -5,7 +5,7 @@ Source: Ho et al. 2022, "Cascaded diffusion models for high fidelity image gener
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,8 +20,6 @@ from diffusion_core.noise import Noise
 from diffusion_core.process.gaussian import Gaussian
 from images.systems import Parts, Sampling, System, built_on, draw, dropped
 from images.systems.low_res import LowRes
-
-Augmentation = Literal["non_truncated", "truncated"]
 
 
 class Cascade(System):
@@ -49,9 +47,9 @@ class Cascade(System):
         parts: Parts,
         max_level: float = 1.0,
         level: float = 0.1,
-        augmentation: Augmentation = "non_truncated",
+        augmentation: str = "non_truncated",
         blur: float = 0.0,
-        blur_sigma: tuple[float, float] = (0.4, 0.6),
+        blur_sigma: Sequence[float] = (0.4, 0.6),
         label_dropout: float = 0.1,
     ) -> None:
         super().__init__(parts)
@@ -62,7 +60,7 @@ class Cascade(System):
             )
         if augmentation not in ("non_truncated", "truncated"):
             raise WorkbenchError(f"system.augmentation: got {augmentation!r}; expected non_truncated or truncated.")
-        if not 0.0 <= blur <= 1.0 or not 0.0 < blur_sigma[0] <= blur_sigma[1]:
+        if not 0.0 <= blur <= 1.0 or len(blur_sigma) != 2 or not 0.0 < blur_sigma[0] <= blur_sigma[1]:
             raise WorkbenchError(
                 f"system.blur: got blur={blur}, blur_sigma={list(blur_sigma)}; expected a share in [0, 1] and two "
                 "rising widths > 0."

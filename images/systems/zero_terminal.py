@@ -50,6 +50,9 @@ class RescaledGuidance(System):
         phi: share of the rescaled estimate in the one that is used; 0: classifier-free guidance as it is.
         label_dropout: share of labels that training replaces by none.
 
+    Raises:
+        WorkbenchError: phi is no share, or the prediction gives no image at t = 1, as eps without signal.
+
     Source: Lin et al. 2024, section 3.4.
     """
 
@@ -59,6 +62,8 @@ class RescaledGuidance(System):
             raise WorkbenchError(f"system.phi: got {phi}; expected a share in [0, 1].")
         self.phi = phi
         self.diffusion = Diffusion(parts, label_dropout=label_dropout)
+        # sampling begins at the last step: a prediction that says nothing there is refused now, not after training
+        self.diffusion.denoiser.bind(torch.ones(1, dtype=torch.float64))
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> Float[Tensor, " batch"]:
         return self.diffusion(batch, draws)

@@ -62,7 +62,7 @@ def test_an_image_comes_back_the_better_the_more_steps_and_its_noise_is_the_exac
     alpha, width = schedule.alpha(ends), (schedule.alpha(ends) ** 2 * 0.09 + schedule.sigma(ends) ** 2).sqrt()
     flow = alpha[1] * -0.4 + (x0.double() - alpha[0] * -0.4) * width[1] / width[0]
     coarse, fine = (float((ddim.there_and_back(model, x0, n)[0] - flow).abs().max()) for n in (100, 200))
-    assert fine < 0.6 * coarse and fine < 0.05
+    assert fine < 0.6 * coarse and fine < 0.1
 
 
 def test_psnr_is_its_definition():

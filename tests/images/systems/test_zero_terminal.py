@@ -96,7 +96,14 @@ def test_every_digit_is_there_in_both_polarities():
         assert torch.equal(both.labels, torch.cat([plain.labels, plain.labels + 10]))
 
 
-@pytest.mark.parametrize("words", [("system.phi=1.5",), ("schedule.size=0",)])
+@pytest.mark.parametrize(
+    "words", [("system.phi=1.5", "got 1.5"), ("schedule.size=0", "got size=0"), ("prediction=eps", "x0 or v")]
+)
 def test_impossible_values_are_refused(words):
-    with pytest.raises(WorkbenchError, match=r"got (1\.5|size=0)"):
-        assemble(configuration([*WORDS, *words]), 20)
+    override, said = words
+    with pytest.raises(WorkbenchError, match=said):
+        assemble(configuration([*WORDS, override]), 20)
+
+
+def test_eps_is_good_enough_where_signal_is_left():
+    assemble(configuration([*WORDS, "prediction=eps", "schedule.rescale=false"]), 20)
