@@ -163,10 +163,11 @@ class Steps:
         small = align(self.log_variances[0].to(rows.device)[rows], x0)
         b = align(self._of_x0.to(rows.device)[rows], x0)
         divergence = total(normal_kl(b * x0, small, b * x0_hat, log_variance))
-        # with the last row's variance everywhere: of other rows, whose decoder nobody asked for, a bin could have
-        # the probability 0, and a gradient of 0 times infinity
+        # of other rows nobody asked for the decoder, and a far estimate (eps where hardly any signal is) would have the
+        # probability 0 and a gradient of 0 times infinity: they get the last row's variance and the data themselves
+        near = torch.where(align(last, x0).bool(), x0_hat, x0)
         decoded = total(
-            self.decoder(x0, x0_hat, self._log_variance(torch.full_like(rows, len(self) - 1), x0, fraction))
+            self.decoder(x0, near, self._log_variance(torch.full_like(rows, len(self) - 1), x0, fraction))
         )
         return torch.where(last, -decoded, divergence)
 

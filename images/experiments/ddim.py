@@ -63,7 +63,7 @@ def slerp(a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], share: float) ->
 
     Between two Gaussian noises it is one itself, where a straight line would be too short.
 
-    Source: Song et al. 2021, appendix D.5 (arXiv 2010.02502).
+    Source: Song et al. 2021, section 5.3 (arXiv 2010.02502); Shoemake 1985.
     """
     u, v = (x.flatten(1) / x.flatten(1).norm(dim=1, keepdim=True) for x in (a, b))
     theta = (u * v).sum(1).clamp(-1.0, 1.0).acos().reshape(-1, *[1] * (a.ndim - 1))

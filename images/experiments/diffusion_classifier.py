@@ -162,10 +162,7 @@ def _figure(
     axes[0, 1].set(xlabel="t of the pair", ylabel="accuracy of one pair", ylim=(0.0, 1.02))
     axes[0, 1].legend(fontsize=8)
 
-    wide = axes[1, 0].get_gridspec()
-    axes[1, 0].remove()
-    axes[1, 1].remove()
-    axis = figure.add_subplot(wide[1, :])
+    axis = panels.across(figure, axes, 1)
     columns = min(10, model.n_classes) + 2
     names = [f"class {int(label)}" for label in labels[:5]]
     panels.sheet(axis, seen_as(model, images[:5], columns), names, "")
@@ -173,5 +170,6 @@ def _figure(
     _, height, width = model.shape
     for row, column in enumerate(together[:5, : columns - 2].mean(2).argmin(1).tolist()):
         corner = ((width + 1) * (column + 2) - 1, (height + 1) * row - 1)
-        axis.add_patch(Rectangle(corner, width + 1, height + 1, fill=False, edgecolor=WARM, linewidth=2.5, clip_on=False))
+        frame = Rectangle(corner, width + 1, height + 1, fill=False, edgecolor=WARM, linewidth=2.5, clip_on=False)
+        axis.add_patch(frame)
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from functools import partial
 from itertools import pairwise
@@ -10,15 +9,13 @@ from itertools import pairwise
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_core.nn.attention import Attention
 from diffusion_core.report import ACCENT, INK, MUTED, WARM, subplots
 from diffusion_core.results import Estimate
 from diffusion_core.solvers import ddim
 from images.config import configuration
 from images.experiments import panels
-from images.experiments.adm import held_out_loss
+from images.experiments.adm import held_out_loss, operations
 from images.experiments.classifier_free import rank_correlation
 from images.lab import Lab, Report, Trained, Variant
 from images.systems import Sampling
@@ -34,19 +31,6 @@ GRID = (
 """Networks, and their patches in units of the task's own: as many tokens as budgets allow."""
 SIZES = {"dit_small": "small", "dit": "medium", "dit_large": "large"}
 RATE = "train.learning_rate=0.001"
-
-
-def operations(model: Diffusion) -> float:
-    """Millions of floating-point operations of one evaluation of one image; a product and its sum are two."""
-    network = copy.deepcopy(model.denoiser.network)
-    for part in network.modules():
-        if isinstance(part, Attention):
-            # the counter does not know every fused attention; with a hook the products are made one by one
-            part.hook = lambda attention: attention
-    label = {"label": torch.zeros(1, dtype=torch.int64)} if model.conditional else None
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *model.shape), torch.zeros(1), label)
-    return counter.get_total_flops() / 1e6
 
 
 def experiment(lab: Lab) -> Report:
@@ -90,11 +74,7 @@ def experiment(lab: Lab) -> Report:
 
     sizes = [size for size, _ in GRID]
     by_size = all(loss[a, p].value > loss[b, p].value for p in (4, 2) for a, b in pairwise(sizes))
-    by_patch = all(
-        loss[size, a].value > loss[size, b].value
-        for size, patches in GRID
-        for a, b in pairwise(patches)
-    )
+    by_patch = all(loss[size, a].value > loss[size, b].value for size, patches in GRID for a, b in pairwise(patches))
     flops = list(cost.values())
     trend = rank_correlation(flops, [e.value for e in loss.values()])
     trend_fd = rank_correlation(flops, [e.value for e in fd.values()])
@@ -140,21 +120,19 @@ def _figure(
 ) -> Figure:
     figure, axes = subplots(2, 2, 8.0, 6.4)
     colours = {"dit_small": WARM, "dit": ACCENT, "dit_large": INK}
-    for axis, found, j in ((axes[0, 0], loss, 1), (axes[0, 1], fd, 2)):
+    beside = ((axes[0, 0], loss, ungated[1], unet[1]), (axes[0, 1], fd, ungated[2], unet[2]))
+    for axis, found, without_zero, convolutional in beside:
         for size, patches in GRID:
             x = [cost[size, p] for p in patches]
             panels.curve(axis, x, [found[size, p] for p in patches], SIZES[size], colours[size])
-        panels.curve(axis, [middle], [ungated[j]], "medium, gates open", ACCENT, "x")
-        panels.curve(axis, [unet[0]], [unet[j]], "U-Net", MUTED, "s")
+        panels.curve(axis, [middle], [without_zero], "medium, gates open", ACCENT, "x")
+        panels.curve(axis, [unet[0]], [convolutional], "U-Net", MUTED, "s")
         axis.set(xscale="log", xlabel="MFLOP per evaluation", yscale="log")
     axes[0, 0].set(ylabel="held-out loss")
     axes[0, 0].legend(fontsize=8)
     axes[0, 1].set(ylabel="FD to held-out images")
-    wide = axes[1, 0].get_gridspec()
-    axes[1, 0].remove()
-    axes[1, 1].remove()
     shown = [("dit_small", 4), ("dit_small", 1), ("dit", 2), ("dit_large", 2)]
     rows = torch.stack([drawn[key][:20] for key in shown])
     names = [f"{SIZES[size]}, {TOKENS[patch]}" for size, patch in shown]
-    panels.sheet(figure.add_subplot(wide[1, :]), rows, names, "the same noise, every class in turn")
+    panels.sheet(panels.across(figure, axes, 1), rows, names, "the same noise, every class in turn")
     return figure

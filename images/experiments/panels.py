@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffusion_core.report import INK
@@ -58,3 +59,10 @@ def sheet(axis: Any, images: Float[Tensor, "rows columns c h w"], names: Sequenc
     axis.tick_params(length=0)
     for side in axis.spines.values():
         side.set_visible(False)
+
+
+def across(figure: Figure, axes: Any, row: int) -> Any:
+    """One panel in the place of a row of ``axes``."""
+    for axis in axes[row]:
+        axis.remove()
+    return figure.add_subplot(axes[row, 0].get_gridspec()[row, :])

@@ -42,7 +42,7 @@ def bend(way: Float[Tensor, "times n c h w"]) -> Float[Tensor, " n"]:
 
         S = mean_i |n (x_{i+1} - x_i) - (x_n - x_0)|^2 / |x_n - x_0|^2
 
-    Source: Liu et al. 2023, section 2.2, the straightness S (arXiv 2209.03003), here divided by the squared chord.
+    Source: the straightness S of Liu et al. 2023 (arXiv 2209.03003), here divided by the squared chord.
     """
     moves = way.diff(dim=0).flatten(2) * (len(way) - 1)
     chord = (way[-1] - way[0]).flatten(1)
@@ -98,10 +98,10 @@ def experiment(lab: Lab) -> Report:
         idea="Interpolate data and noise along straight lines, x_t = (1 - t) x0 + t eps, and learn the velocity "
         "eps - x0: the averaged paths are straighter than a diffusion's, so that few Euler steps are enough. Stable "
         "Diffusion 3 trains most often in the middle, at logit-normal times.",
-        published="Liu et al.: rectified flows are nearly straight and good in very few Euler steps after one "
-        "rectification; Esser et al.: of all schedules and times compared, rectified flow with logit-normal "
-        "times ranked best, and its lead is largest at few steps. Here: one rectification (no reflow), small images, "
-        "the same network and budget for all three.",
+        published="Liu et al.: paths become straighter with every rectification, and from the second on one Euler step "
+        "is enough for good images; Esser et al.: of the schedules and times they compared, rectified flow with "
+        "logit-normal times ranked best (both as we remember it, in words). Here: one rectification, no reflow; small "
+        "images; the same network and budget for all three.",
         variants=variants,
         criterion="With uniform times, the FD of straight interpolation in 2, 4 and 8 Euler steps below that of the "
         "cosine v-model at the same budget, and the bend of its paths smaller (95 % intervals apart). Logit-normal "

@@ -90,7 +90,7 @@ class Diffusion(System):
         """The chain of ``steps`` ancestral steps, for the bound; a learned variance wins over ``variance``."""
         learned = self.denoiser.variance_axis is not None
         decoder = partial(discretised, levels=self.levels)
-        times = grid.trailing(steps, self.n_train)
+        times = grid.trailing(self.n_train, steps)
         return Steps(self.denoiser.schedule, times, "learned" if learned else variance, decoder)
 
     def guided(self, labels: Int64[Tensor, " n"], scale: float) -> Denoiser:

@@ -7,7 +7,7 @@ import json
 import torch
 
 from images import reference
-from images.experiments.cascade import LEVELS, enhanced, small_images
+from images.experiments.cascade import BASE_STEPS, LEVELS, enhanced, small_images
 from images.lab import TIERS, Lab
 from images.systems.cascade import Cascade
 from images.systems.low_res import LowRes
@@ -18,8 +18,9 @@ def test_the_experiment_writes_its_row(tmp_path):
     report = reference.run("cascade", lab, tmp_path)
     row = json.loads((tmp_path / "smoke" / "cascade" / "row.json").read_text())
     names = [variant["name"] for variant in row["variants"]]
-    # the baseline first, every level with drawn and (but the last) with true small images
-    assert names[0].startswith("no augmentation") and len(set(names)) == len(names) == 2 + 2 * len(LEVELS) - 1 + 4
+    # the baseline first; every level but the last with true small images and with those of each base
+    assert names[0].startswith("trained without noise")
+    assert len(set(names)) == len(names) == (1 + len(BASE_STEPS)) * len(LEVELS) + 1 + 1 + 2
     assert all("FD" in variant["metrics"] and variant["commands"] for variant in row["variants"])
     assert row["shown"] in (True, False) and len(report.samples) >= 48
     assert "parent=<run of" in row["variants"][0]["commands"][1]
@@ -30,7 +31,7 @@ def test_the_experiment_writes_its_row(tmp_path):
     assert isinstance(base, LowRes) and isinstance(system, Cascade)
     # a cascade carries its base: the same small images by both
     labels = torch.arange(5)
-    small = small_images(base, labels)
-    assert torch.equal(small, small_images(system.parent, labels))
+    small = small_images(base, labels, 4)
+    assert torch.equal(small, small_images(system.parent, labels, 4))
     again = enhanced(system, small, labels, 0.25)
     torch.testing.assert_close(again[:2], enhanced(system, small[:2], labels[:2], 0.25), rtol=0, atol=1e-4)

@@ -7,7 +7,7 @@ import torch
 
 from diffusion_core.errors import WorkbenchError
 from images.config import configuration
-from images.experiments.dit import operations
+from images.experiments.adm import operations
 from images.model import assemble
 from images.systems.diffusion import Diffusion
 from tests.images.conftest import SMOKE
