@@ -88,7 +88,7 @@ def build(leaf: Mapping[str, Any], *arguments: Any, **more: Any) -> Any:
         ) from error
     try:
         return constructor(*arguments, **keywords)
-    except (ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise WorkbenchError(f"configuration of {leaf['_target_']}: {' '.join(str(error).split())}") from error
 
 
@@ -155,4 +155,5 @@ def composed(schema: type[Schema], package: str, program: str, overrides: Sequen
         with initialize_config_module(package, version_base=None):
             return typed(schema, compose(program, list(overrides)))
     except HydraException as error:
-        raise WorkbenchError(f"configuration {' '.join(overrides)}: {' '.join(str(error).split())}") from error
+        text = " ".join(str(error).partition("Config search path:")[0].split())
+        raise WorkbenchError(f"configuration {' '.join(overrides)}: {text}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("workbench.download")
 
 
 def cache(domain: str) -> Path:

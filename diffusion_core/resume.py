@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from diffusion_core.configure import Schema, save, typed
 from diffusion_core.errors import WorkbenchError
@@ -63,6 +64,13 @@ def resumable(schema: type[Schema], values: Any) -> Schema:
                 "or start anew."
             )
         if saved.exists():
-            config = typed(schema, OmegaConf.load(saved))
+            try:
+                config = typed(schema, OmegaConf.load(saved))
+            except (WorkbenchError, YAMLError, OSError, UnicodeDecodeError) as error:
+                text = " ".join(str(error).split())
+                raise WorkbenchError(
+                    f"resume: {saved} is damaged or of another domain's run ({text}); expected one that this program "
+                    "wrote: correct resume."
+                ) from error
             config.resume = str(values.resume)
     return config

@@ -111,12 +111,14 @@ def make_folder(path: Path) -> Path:
     """``path``, made if it is not there.
 
     Raises:
-        WorkbenchError: it cannot be made.
+        WorkbenchError: it cannot be made, or written into.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _no_folder(path, error) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise WorkbenchError(f"folder: cannot write into {path}; expected a place to write: choose another.")
     return path
 
 

@@ -6,14 +6,15 @@ such as ``task.size=64 preset=gpu``.
 
 import sys
 
+from diffusion_core.run import launch
 from images import sample, train
 from images.config import SampleConfig, configuration
 
 
-def main(folder: str, out: str, *words: str) -> None:
+def main(folder: str = "", out: str = "runs/your-own-images", *words: str) -> None:
     run = train.run(configuration(["task=folder", f"task.path={folder}", "system=conditional", *words]))
     sample.run(SampleConfig(checkpoint=str(run), n=16, out=out))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    launch(lambda: main(*sys.argv[1:]))

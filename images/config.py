@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -76,8 +77,8 @@ class ImagesConfig:
 
     Args:
         system: constructor of the system (``images.systems``) with its own keywords.
-        parent: checkpoint, or name in the zoo, of the trained system that this one builds on: the autoencoder of a
-            latent diffusion, the teacher of a student.
+        parent: run, checkpoint folder or pretrained/<name> of the trained system that this one builds on: the
+            autoencoder of a latent diffusion, the teacher of a student.
         parent_config: that system's configuration; filled in, so that a checkpoint stands alone.
         network, schedule, times, loss, sampler, grid: constructors.
         prediction: what the network predicts: x0, eps, v, velocity, score or F.
@@ -111,6 +112,8 @@ class ImagesConfig:
         require_at_least(1, {"steps": self.steps})
         if self.clip is not None and not self.clip > 0.0:
             raise WorkbenchError(f"clip: got {self.clip}; expected a bound > 0, or null for none.")
+        if not math.isfinite(self.guidance_scale):
+            raise WorkbenchError(f"guidance_scale: got {self.guidance_scale}; expected a finite number, 1 for none.")
 
 
 @dataclass
@@ -118,7 +121,7 @@ class SampleConfig:
     """``python -m images.sample``.
 
     Args:
-        checkpoint: a run, a checkpoint folder or a name in the zoo.
+        checkpoint: a run, a checkpoint folder or pretrained/<name>.
         expect_system: refuse a checkpoint of any other system; empty: whatever it is.
         sampler, grid, steps, guidance_scale: as trained where not given.
         n: images to draw.
@@ -129,8 +132,8 @@ class SampleConfig:
 
     checkpoint: str = ""
     expect_system: str = ""
-    sampler: Leaf | None = None
-    grid: Leaf | None = None
+    sampler: Leaf = field(default_factory=dict)
+    grid: Leaf = field(default_factory=dict)
     steps: int = 0
     guidance_scale: float | None = None
     n: int = 64
@@ -155,8 +158,8 @@ class EvaluateConfig:
 
     checkpoint: str = ""
     expect_system: str = ""
-    sampler: Leaf | None = None
-    grid: Leaf | None = None
+    sampler: Leaf = field(default_factory=dict)
+    grid: Leaf = field(default_factory=dict)
     steps: int = 0
     guidance_scale: float | None = None
     n: int = 0

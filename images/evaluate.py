@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -35,8 +36,8 @@ from images.systems import Sampling, System
 
 logger = logging.getLogger("workbench.images")
 
-FEWEST = 8
-"""Images on a side below which nothing is compared."""
+FEWEST = 12
+"""Images on a side below which nothing is compared: `metrics.density_coverage` needs as many."""
 
 Images = Float[Tensor, "n channels height width"]
 Judge = Callable[[Images], tuple[Tensor, Tensor | None]]
@@ -49,8 +50,10 @@ def generate(
     """One image for each label; the i-th has the noise of seed ``seed + i``, whatever the batch.
 
     Raises:
-        WorkbenchError: samples are not finite.
+        WorkbenchError: samples are not finite, or the last seed is no 63-bit number.
     """
+    if seed + len(labels) > 2**63:
+        raise WorkbenchError(f"seed: got {seed} for {len(labels)} images; expected every one's below 2^63: lower it.")
     parts = labels.split(batch)
     chunks = run.progress(parts, "sampling", len(parts)) if run is not None else parts
     drawn: list[Tensor] = []
@@ -72,6 +75,11 @@ def in_turn(n: int, n_classes: int, device: torch.device | str = "cpu") -> Int64
     return torch.arange(n, device=device) % max(n_classes, 1)
 
 
+def asked_for(system: System, n: int, device: torch.device) -> Int64[Tensor, " n"]:
+    """The labels of ``n`` images: every class in turn, or none of a system that is not told them."""
+    return in_turn(n, system.n_classes, device) if system.conditional else torch.full((n,), system.n_classes).to(device)
+
+
 @lru_cache(maxsize=2)
 def _extractor(task: str) -> features.Extractor:
     return features.load(task)
@@ -81,13 +89,14 @@ def judge_of(task: TaskConfig) -> tuple[str, Judge]:
     """What images of a task are compared by, and its name.
 
     The task's feature network where one ships for images of this size; else averages of pixels, said so in the name.
+
+    Raises:
+        WorkbenchError: the feature network's file is not the one that shipped.
     """
-    try:
-        extractor = _extractor(task.name)
-        shape = (1, task.channels, task.size, task.size)
-        extractor.features(torch.zeros(shape, device=next(extractor.network.parameters()).device))
-    except WorkbenchError as reason:
-        logger.info("%s; images are compared by their pixels, averaged to 8x8", reason)
+    extractor = _extractor(task.name) if task.name in features.SHA256 else None
+    if extractor is None or extractor.shape != (task.channels, task.size, task.size):
+        size = f"{task.channels} x {task.size} x {task.size}"
+        logger.info("no feature network for %s of %s ships: images are compared by pixels, 8x8", task.name, size)
         return "pixels-8x8", _pixels
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,14 +121,20 @@ def measure(
     """
     name, judge = judge_of(task)
     found, probabilities = judge(images)
+
+    def judged(pictures: Pictures) -> Tensor:
+        # in parts: as numbers all pictures of a large folder take more memory than there is
+        rows = torch.arange(len(pictures)).split(1000)
+        return torch.cat([judge(pictures.batch(part)["image"])[0] for part in rows])
+
     asked = labels if bool((labels < test.n_classes).all()) else None
     measured = metrics.measure(
         found,
-        judge(test.images())[0],
+        judged(test),
         name,
         probabilities=probabilities,
         asked=None if probabilities is None else asked,
-        training=None if train is None else judge(train.images())[0],
+        training=None if train is None else judged(train),
     )
     return measured | (_scenes_read(images, asked) if task.source == "scenes" and task.tier == 1 else {})
 
@@ -148,7 +163,7 @@ def evaluate(
         return {"metrics": {}, "step": saved.step, "note": "a part of other systems: it draws no images"}, None
     device = next(component.parameters()).device
     train, test = (load(config.task, split).to(device) for split in ("train", "test"))
-    labels = in_turn(evaluation.n, component.n_classes, device)
+    labels = asked_for(component, evaluation.n, device)
     start = time.perf_counter()
     images = generate(component, labels, sampling(config), evaluation.seed, evaluation.batch, run)
     seconds = time.perf_counter() - start
@@ -186,11 +201,12 @@ def evaluate_and_report(
     make_folder(out)
     results.write_json(out / "evaluation.json", found)
     if images is None:
+        logger.info("%s: %s", saved.path, found["note"])
         return found
     save_grid(images[:100].cpu(), out / "samples.png", 10)
     page = Page(f"{config.task.name}: {found['system']}", f"{command}; step {saved.step}; {found['data']}")
     page.numbers(found["metrics"])
-    page.figure(out / "samples.png", "The first 100 samples, every class in turn.")
+    page.figure(out / "samples.png", "The first 100 samples; of a system that is told classes, every one in turn.")
     losses = [r for r in read_metrics(checkpoint.run_of(saved.path) or out) if "loss" in r]
     if losses:
         page.figure(_loss_figure(out / "loss.png", losses), "Training loss.")
@@ -236,7 +252,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
     home = checkpoint.run_of(saved.path)
     name = "evaluation-" + request.checkpoint.strip("/").replace("/", "-")
     out = make_folder(Path(request.out) if request.out else (home / "evaluation" if home else Path("runs") / name))
-    return evaluate_and_report(saved, out, "python -m images.evaluate " + " ".join(sys.argv[1:]), Run(out), config)
+    return evaluate_and_report(saved, out, "python -m images.evaluate " + shlex.join(sys.argv[1:]), Run(out), config)
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="evaluate")

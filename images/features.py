@@ -148,13 +148,17 @@ class Extractor:
         self.network.to(device)
         return self
 
-    @torch.no_grad()
-    def _run(self, images: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that it judges."""
         first = self.network.body[0]
         assert isinstance(first, nn.Conv2d)
-        expected = (first.in_channels, self.network.size, self.network.size)
-        if tuple(images.shape[1:]) != expected:
-            raise WorkbenchError(f"{self.id}: got images of {tuple(images.shape[1:])}; expected {expected}.")
+        return first.in_channels, self.network.size, self.network.size
+
+    @torch.no_grad()
+    def _run(self, images: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        if tuple(images.shape[1:]) != self.shape:
+            raise WorkbenchError(f"{self.id}: got images of {tuple(images.shape[1:])}; expected {self.shape}.")
         if not torch.isfinite(images).all():
             raise WorkbenchError(f"{self.id}: got values that are not finite; expected finite ones: sampling diverged.")
         parts = [self.network.features(part.float().clamp(-1.0, 1.0)) for part in images.split(batch)]
@@ -274,6 +278,8 @@ def main() -> None:
             f"features: got {' '.join(sys.argv[1:]) or 'nothing'}; expected task=NAME [runs=FOLDER] [seed=N] with a "
             f"task of {', '.join(there)}."
         )
+    if not words.get("seed", "0").isdecimal():
+        raise WorkbenchError(f"seed: got {words['seed']}; expected a number, at least 0.")
     values = OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(TASKS / f"{words['task']}.yaml"))
     task = OmegaConf.to_object(values)
     assert isinstance(task, TaskConfig)

@@ -84,7 +84,8 @@ def build(results: Path, tiers: tuple[str, ...], out: Path) -> Path:
     total = sum(len(systems) for systems in found.values())
     if not total:
         raise WorkbenchError(
-            f"gallery: got no results in {results}; expected some: python -m images.reference tier={tiers[0]} makes them."
+            f"gallery: got no results in {results}; expected some: python -m images.reference tier={tiers[0]} makes "
+            "them."
         )
     page = Page(
         "Diffusion, system by system",

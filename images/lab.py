@@ -125,14 +125,19 @@ class Lab:
         self.tier, self.zoo = tier, zoo
 
     @cached_property
+    def config(self) -> ImagesConfig:
+        """What the tier's words alone configure."""
+        return configuration(self.tier.words)
+
+    @cached_property
     def train_data(self) -> Pictures:
         """The training images."""
-        return load(configuration(self.tier.words).task, "train")
+        return load(self.config.task, "train")
 
     @cached_property
     def test_data(self) -> Pictures:
         """The held-out images, which samples are compared with."""
-        return load(configuration(self.tier.words).task, "test")
+        return load(self.config.task, "test")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -142,10 +147,10 @@ class Lab:
     @property
     def steps(self) -> int:
         """Optimizer steps of the tier's budget."""
-        return configuration(self.tier.words).train.steps
+        return self.config.train.steps
 
     def train(self, *words: str, parent: Trained | None = None) -> Trained:
-        """The system that ``python -m images.train <tier's words> <words>`` trains; of two words for a key the later wins."""
+        """The system that ``python -m images.train <tier's words> <words>`` trains; the later word for a key wins."""
         every = merged((*self.tier.words, *words))
         saved = zoo.trained(every, self.zoo, None if parent is None else parent.saved)
         component, config = restore(saved)
@@ -184,7 +189,7 @@ class Lab:
         Names are short here ("FD", "recall"); the extractor's id stands in the results file (`judge`).
         """
         null = torch.full((len(images),), self.test_data.n_classes)
-        task = configuration(self.tier.words).task
+        task = self.config.task
         train = self.train_data if copies else None
         found = evaluate.measure(images, null if labels is None else labels, task, self.test_data, train)
         return {name.split("[")[0]: value for name, value in found.items()}
@@ -192,7 +197,7 @@ class Lab:
     @property
     def judge(self) -> str:
         """The id of the extractor that images are compared by."""
-        return evaluate.judge_of(configuration(self.tier.words).task)[0]
+        return evaluate.judge_of(self.config.task)[0]
 
     def timed(self, function: Any, *arguments: Any) -> tuple[Any, float]:
         """What ``function(*arguments)`` returns and its seconds of this process (other processes do not count)."""

@@ -11,7 +11,7 @@ from diffusion_core.configure import bind, build, typed
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.predict import PREDICTIONS
 from images.config import ImagesConfig
-from images.systems import Component, Parts, Sampling
+from images.systems import Component, Parts, Sampling, Student
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Shared checkpoints that ship: see `images.zoo`."""
@@ -38,7 +38,12 @@ def assemble(config: ImagesConfig, n_classes: int) -> Component:
         times=bind(config.times),
         parent=parent,
     )
-    return build(config.system, parts)
+    component = build(config.system, parts)
+    if not isinstance(component, Component):
+        raise WorkbenchError(
+            f"system: got _target_={config.system.get('_target_')!r}, which is none; expected one of images.systems."
+        )
+    return component
 
 
 def sampling(config: ImagesConfig) -> Sampling:
@@ -50,11 +55,17 @@ def find(name: str) -> Checkpoint:
     """A checkpoint by the folder of its run, its own folder, or its name among those that ship.
 
     Raises:
-        WorkbenchError: there is none, or it is another domain's.
+        WorkbenchError: there is none, it is another domain's, or it is no system.
     """
     if not name:
         raise WorkbenchError("checkpoint: got none; expected a run, a checkpoint folder or pretrained/<name>.")
-    return checkpoint.find(name, PRETRAINED).require("images")
+    saved = checkpoint.find(name, PRETRAINED).require("images")
+    if not {"system", "classes"} <= saved.meta.keys():
+        raise WorkbenchError(
+            f"checkpoint {saved.path}: got a network that judges images; expected a system, which "
+            "python -m images.train makes: name another checkpoint."
+        )
+    return saved
 
 
 def with_parent(config: ImagesConfig) -> ImagesConfig:
@@ -77,12 +88,27 @@ def with_parent(config: ImagesConfig) -> ImagesConfig:
 
 
 def adopt(component: Component, config: ImagesConfig) -> Component:
-    """Fill in the weights of the parent that ``config`` names."""
+    """Fill in the weights of the parent that ``config`` names.
+
+    Raises:
+        WorkbenchError: the system is built on none, or the parent knows other classes.
+    """
     if config.parent:
         saved = find(config.parent)
         parent = getattr(component, "parent", None)
-        assert isinstance(parent, Component)
+        if not isinstance(parent, Component):
+            raise WorkbenchError(
+                f"parent: got {config.parent}; expected none, since {type(component).__name__} is built on no other "
+                "system: leave parent out."
+            )
+        if len(saved.meta["classes"]) != component.n_classes:
+            raise WorkbenchError(
+                f"parent {config.parent}: got one of {len(saved.meta['classes'])} classes; expected "
+                f"{component.n_classes}, as this training's: train the parent on the same images."
+            )
         fill(parent, saved.tensors("model"), saved.path)
+    if isinstance(component, Student):
+        component.begin()
     return component
 
 

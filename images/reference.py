@@ -77,8 +77,10 @@ def main() -> None:
     options = known | words
     if options["tier"] not in TIERS:
         raise WorkbenchError(f"tier: got {options['tier']}; expected one of {', '.join(TIERS)}.")
-    if not options["jobs"].isdigit() or int(options["jobs"]) < 1:
+    if not options["jobs"].isdecimal() or int(options["jobs"]) < 1:
         raise WorkbenchError(f"jobs: got {options['jobs']}; expected a number of processes, at least 1.")
+    if options["again"] not in ("true", "false"):
+        raise WorkbenchError(f"again: got {options['again']}; expected true or false.")
     names = tuple(options["only"].split(",")) if options["only"] else EXPERIMENTS
     if strangers := set(names) - set(EXPERIMENTS):
         raise WorkbenchError(f"only: got {', '.join(sorted(strangers))}; expected some of {', '.join(EXPERIMENTS)}.")

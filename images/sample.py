@@ -17,7 +17,7 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.run import Run, launch, make_folder, one_line_errors
 from images.config import SampleConfig
 from images.data.pictures import save_grid, save_images
-from images.evaluate import generate, in_turn, with_sampler
+from images.evaluate import asked_for, generate, with_sampler
 from images.model import find, restore, sampling
 from images.systems import System
 
@@ -32,7 +32,7 @@ def label_of(word: str, classes: list[str]) -> int:
     """
     if word in classes:
         return classes.index(word)
-    if word.isdigit() and int(word) < len(classes):
+    if word.isdecimal() and int(word) < len(classes):
         return int(word)
     named = f" ({', '.join(classes)})" if classes else ""
     raise WorkbenchError(f"label: got {word}; expected one of the {len(classes)} classes{named}, by name or number.")
@@ -44,14 +44,19 @@ def run(request: SampleConfig) -> Path:
     system, config = restore(saved, request.expect_system)
     if not isinstance(system, System):
         raise WorkbenchError(
-            f"checkpoint: got {request.checkpoint}, a {saved.meta['system']}, which draws no images by itself; "
+            f"checkpoint: got {request.checkpoint} of {saved.meta['system']}, which draws no images by itself; "
             "expected a generative system: name the one that is built on it."
         )
     if torch.cuda.is_available():
         system = system.cuda()
     config = with_sampler(config, request.sampler, request.grid, request.steps, request.guidance_scale)
-    labels = in_turn(request.n, system.n_classes, next(system.parameters()).device)
+    labels = asked_for(system, request.n, next(system.parameters()).device)
     if request.label:
+        if not system.conditional:
+            raise WorkbenchError(
+                f"label: got {request.label}; expected none: {request.checkpoint} was trained without labels: leave "
+                "label out, or name a checkpoint of system=conditional."
+            )
         labels = torch.full_like(labels, label_of(request.label, saved.meta["classes"]))
     out = make_folder(Path(request.out or "runs/sample-" + request.checkpoint.strip("/").replace("/", "-")))
     images = generate(system, labels, sampling(config), request.seed, run=Run(out)).cpu()

@@ -6,6 +6,7 @@ Leaves a run folder with checkpoints, records, samples, an evaluation and ``repo
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -39,13 +40,16 @@ def train(config: ImagesConfig, here: Run) -> Component:
     torch.manual_seed(config.train.seed)
     data = load(config.task, "train").to(device)
     config = with_parent(config)
-    component = adopt(assemble(config, data.n_classes), config)
+    component = assemble(config, data.n_classes)
+    newest = checkpoint.listing(here.path)[-1:]
+    if not newest:  # a checkpoint holds the parent's weights, too, and the parent may be gone
+        component = adopt(component, config)
     if isinstance(component, Diffusion):
         # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
         component.denoiser.bind(sampling(config).table(component.denoiser.schedule).times)
     trained = sum(p.numel() for p in component.parameters() if p.requires_grad)
     logger.info("data: %s\nrun: %s; %d parameters", data.provenance, here.path, trained)
-    for path in checkpoint.listing(here.path)[-1:]:
+    for path in newest:
         before = checkpoint.load(path).meta["data"]
         if before != data.provenance:
             raise WorkbenchError(
@@ -68,11 +72,12 @@ def train(config: ImagesConfig, here: Run) -> Component:
 def run(config: ImagesConfig) -> Path:
     """Train, draw, evaluate and report; returns the run's folder."""
     distributed = processes()
+    config = with_parent(config)  # before it is saved: a run is resumed without its parent
     here = open_run(config, f"images-{config.task.name}", distributed)
     here.log_to_file()
     train(config, here)
     if distributed.is_main_process:
-        command = "python -m images.train " + " ".join(sys.argv[1:])
+        command = "python -m images.train " + shlex.join(sys.argv[1:])
         evaluate.evaluate_and_report(checkpoint.find(here.path), here.path / "evaluation", command=command, run=here)
     return here.path
 

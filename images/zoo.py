@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusion_core import checkpoint
 from diffusion_core.checkpoint import Checkpoint
@@ -38,12 +39,18 @@ SHARED: dict[str, tuple[str, ...]] = {
 
 def key(config: ImagesConfig) -> str:
     """Eight hex digits of all that decides what a training ends with: its configuration and that of its parent."""
-    decides = plain(config)
-    for name in ("runs", "resume", "parent", "evaluation", "sampler", "grid", "steps", "guidance_scale"):
-        del decides[name]
-    for name in ("log_every", "checkpoint_every", "keep", "threads"):
-        del decides["train"][name]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(_decisive(plain(config)), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    beside = {"runs", "resume", "parent", "evaluation", "sampler", "grid", "steps", "guidance_scale"}
+    kept = {name: value for name, value in config.items() if name not in beside}
+    unseen = {"log_every", "checkpoint_every", "keep", "threads"}
+    kept["train"] = {name: value for name, value in kept["train"].items() if name not in unseen}
+    if kept["parent_config"]:
+        # whoever trained the parent first may have had another sampler or folder in mind
+        kept["parent_config"] = _decisive(kept["parent_config"])
+    return kept
 
 
 def trained(overrides: Sequence[str], folder: Path, parent: Checkpoint | None = None) -> Checkpoint:
@@ -81,7 +88,8 @@ def ship(name: str) -> Path:
     if name not in SHARED:
         raise WorkbenchError(f"zoo: got {name}; expected one of {', '.join(SHARED)}.")
     config = configuration(SHARED[name])
-    here = Run(make_folder(Path(config.runs) / "zoo" / name))
+    # by its key: a folder that other words were trained in would be taken for the finished training of these
+    here = Run(make_folder(Path(config.runs) / "zoo" / f"{name}-{key(config)}"))
     save(config, here.path / "config.yaml")
     train(config, here)
     saved = checkpoint.find(here.path)

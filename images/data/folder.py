@@ -19,7 +19,7 @@ from images.config import TaskConfig
 from images.data import split as splits
 from images.data.area import area_average
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("workbench.images")
 
 Split: TypeAlias = Literal["train", "test"]
 Pixels: TypeAlias = UInt8[np.ndarray, "channels size size"]

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.run import make_folder
 
 Bytes = UInt8[Tensor, "batch channels height width"]
 Images = Float[Tensor, "batch channels height width"]
@@ -134,7 +135,7 @@ def save_grid(images: Images | Bytes, path: Path | str, columns: int, gap: int =
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         sheet[top : top + height, left : left + width] = picture
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     Image.fromarray(sheet if channels == 3 else sheet[..., 0]).save(path, format="PNG")
 
 
@@ -154,8 +155,7 @@ def save_images(images: Images | Bytes, folder: Path | str, names: Iterable[str]
     """
     from PIL import Image
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(Path(folder))
     pixels = _for_file(images)
     stems = [f"{i:05d}" for i in range(len(pixels))] if names is None else list(names)
     paths = [folder / f"{stem}.png" for stem in stems]

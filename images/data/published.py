@@ -20,7 +20,7 @@ from jaxtyping import Int64, UInt8
 from diffusion_core.download import cache, file_sha256, put_aside, retrieve
 from diffusion_core.errors import WorkbenchError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("workbench.images")
 
 Split: TypeAlias = Literal["train", "test"]
 Labels: TypeAlias = Int64[np.ndarray, " n"]

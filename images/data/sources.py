@@ -21,7 +21,7 @@ from images.data.area import area_average
 from images.data.pictures import Pictures, to_bytes
 from images.data.split import choose, stratified
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("workbench.images")
 
 Split: TypeAlias = Literal["train", "test"]
 

@@ -33,7 +33,7 @@ def keys_of(names: Iterable[str], seed: int) -> Float64[np.ndarray, " n"]:
 
     A new name changes no other's number, so adding files moves few of the old ones to another split.
     """
-    digests = [hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8] for name in names]
+    digests = [hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()[:8] for name in names]
     return np.array([int.from_bytes(d, "big") / 2**64 for d in digests], dtype=np.float64)
 
 

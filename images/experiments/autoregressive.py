@@ -26,6 +26,8 @@ from images.systems.autoregressive import AnyOrder, Tokens
 
 CALLS = (1, 2, 4, 8, 16, 32, 64)
 FEW, MANY = 16, 64
+PIXELS = 32_000
+"""Of held-out images, each of which costs a call of the likelihood pixel by pixel."""
 Bits = Float64[Tensor, " n"]
 
 
@@ -76,8 +78,12 @@ def toy_gap() -> float:
 
 
 def independent_bits(
-    train: Tokens, train_labels: Int64[Tensor, " n"], test: Tokens, test_labels: Int64[Tensor, " m"], levels: int
-) -> Bits:
+    train: Int64[Tensor, "n c h w"],
+    train_labels: Int64[Tensor, " n"],
+    test: Int64[Tensor, "m c h w"],
+    test_labels: Int64[Tensor, " m"],
+    levels: int,
+) -> Float64[Tensor, " m"]:
     """Bits per entry if each were drawn by itself from its own histogram, of the label's training images, plus one."""
     flat, classes = train.flatten(1), int(train_labels.max()) + 1
     d = flat.shape[1]
@@ -99,8 +105,7 @@ def experiment(lab: Lab) -> Report:
     bits: dict[int, Estimate] = {}
     variants = []
 
-    # as many held-out images as make 32,000 calls of one image
-    rows = torch.arange(len(lab.test_data))[:: max(len(lab.test_data) * system.entries // 32_000, 1)]
+    rows = torch.arange(len(lab.test_data))[:: max(len(lab.test_data) * system.entries // PIXELS, 1)]
     held_out = lab.test_data.subset(rows)
     x0, cond = system.tokens(held_out.images()), system.condition(held_out.labels)
 

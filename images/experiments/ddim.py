@@ -176,8 +176,8 @@ def _note(beats_small: list[int]) -> str:
     if not behind:
         return ""
     return (
-        f"At {_listed(behind)} steps DDPM with small noise is the better one here, where the paper has DDIM ahead: "
-        "fresh noise corrects errors of the network on the way, and in a small network these weigh more than those of "
+        f"At {_listed(behind)} steps DDPM with small noise is the better one here, where the paper has DDIM ahead. A "
+        "likely reason, not tested: fresh noise corrects errors of the network, which in a small one outweigh those of "
         "the steps."
     )
 

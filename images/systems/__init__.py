@@ -46,10 +46,17 @@ class Sampling:
     guidance_scale: float = 1.0
 
     def table(self, schedule: Schedule) -> Table:
-        """The solver's table under ``schedule``."""
+        """The solver's table under ``schedule``.
+
+        Raises:
+            WorkbenchError: the grid or the solver refuses its keywords' values.
+        """
         takes = "schedule" in inspect.signature(self.grid).parameters
-        times = self.grid(**({"schedule": schedule} if takes else {}), n=self.steps)
-        return self.solver(schedule, times)
+        try:
+            times = self.grid(**({"schedule": schedule} if takes else {}), n=self.steps)
+            return self.solver(schedule, times)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise WorkbenchError(f"sampler and grid: {' '.join(str(error).split())}; expected other values.") from error
 
 
 @dataclass(frozen=True)
@@ -87,11 +94,13 @@ class Component(nn.Module, ABC):
     Attributes:
         shape: channels, height and width of an image.
         n_classes: how many labels there are; the label ``n_classes`` itself stands for none.
+        conditional: whether it makes a difference which label an image is asked for with.
     """
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.shape, self.n_classes = parts.shape, parts.n_classes
+        self.conditional = parts.n_classes > 0
 
     @abstractmethod
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> Float[Tensor, " batch"]:
@@ -111,6 +120,14 @@ class System(Component):
         self, labels: Int64[Tensor, " n"], noise: Noise, how: Sampling
     ) -> Float[Tensor, "n channels height width"]:
         """Draw one image in about [-1, 1] for each label (``n_classes``: for none)."""
+
+
+class Student(System):
+    """A system that begins with its parent's weights."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Take over the weights of the parent, which are there now."""
 
 
 def draw(

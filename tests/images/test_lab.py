@@ -10,6 +10,7 @@ import imageio.v3 as iio
 import pytest
 
 from diffusion_core import checkpoint
+from diffusion_core.configure import plain
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.report import subplots
 from images import gallery, reference, zoo
@@ -92,6 +93,26 @@ def test_what_ships_is_what_its_words_train():
         assert saved.meta["key"] == zoo.key(config), f"{name} was trained by other words: python -m images.zoo {name}"
 
 
+def test_a_key_knows_the_parents_training_and_not_its_sampling():
+    def key(*parents: str) -> str:
+        config = configuration([*TIERS["smoke"].words, "system=latent"])
+        config.parent_config = plain(configuration([*TIERS["smoke"].words, "system=ddpm", *parents]))
+        return zoo.key(config)
+
+    assert key() == key("sampler=heun", "steps=3", "runs=elsewhere", "train.log_every=7", "evaluation.n=9")
+    assert len({key(), key("train.steps=5"), key("prediction=x0"), key("train.seed=1")}) == 4
+
+
+def test_what_other_words_trained_is_not_shipped_under_these(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "PRETRAINED", tmp_path / "pretrained")
+    (tmp_path / "pretrained").mkdir()
+    for seed in (1, 2):
+        words = (*TIERS["smoke"].words, "system=conditional", "train.steps=1", f"train.seed={seed}", f"runs={tmp_path}")
+        monkeypatch.setitem(zoo.SHARED, "digits-test", words)
+        saved = checkpoint.load(zoo.ship("digits-test"))
+        assert saved.config["train"]["seed"] == seed and saved.meta["key"] == zoo.key(configuration(words))
+
+
 def test_a_row_has_all_that_a_reader_needs(results, lab):
     row = json.loads((results / "quick" / "ddim" / "row.json").read_text())
     assert row["judge"] == "digits-features-v1" and row["n"] == 100 and row["shown"] is False
@@ -124,6 +145,8 @@ def test_numbers_have_the_digits_that_their_error_leaves():
         (reference, "tier=large", "tier: got large; expected one of quick, full"),
         (reference, "only=ddmp", "only: got ddmp; expected some of"),
         (reference, "jobs=0", "jobs: got 0"),
+        (reference, "jobs=²", "jobs: got ²"),
+        (reference, "again=yes", "again: got yes; expected true or false"),
         (reference, "tierr=quick", "reference: got tierr"),
         (gallery, "tier=large", "tier: got large"),
         (gallery, "results=/nowhere tier=full", "gallery: got no results in /nowhere"),

@@ -12,16 +12,18 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from diffusion_core import checkpoint
+from diffusion_core.configure import typed
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.run import launch, read_metrics
-from images import evaluate, sample
-from images.config import EvaluateConfig, SampleConfig
+from images import evaluate, features, metrics, model, sample
+from images.config import EvaluateConfig, ImagesConfig, SampleConfig, configuration
+from images.data.sources import load
 from images.model import restore, sampling
 from images.train import run
-from images.config import configuration
 from tests.images.conftest import SMOKE
 
 CONF = Path(sample.__file__).parent / "conf"
@@ -117,12 +119,21 @@ BAD = {
     "train task=folder": ("path",),
     "train task=folder task.path=/nowhere": ("/nowhere",),
     "train task.channels=2": ("task.channels", "2"),
+    "train guidance_scale=nan": ("guidance_scale", "nan", "finite"),
+    "train network.heads=0": ("configuration of", "UNet2d", "zero"),
+    "train parent={trained}": ("parent", "Diffusion is built on no other"),
+    "train system=latent parent=pretrained/digits-features": ("digits-features", "expected a system"),
     "train resume=/nowhere": ("resume", "/nowhere", "does not exist"),
+    "train resume={damaged}": ("resume", "config.yaml", "damaged", "expected"),
     "sample": ("checkpoint", "expected"),
     "sample checkpoint=/nowhere": ("/nowhere", "does not exist"),
     "sample checkpoint={trained} label=10": ("label", "10", "10 classes"),
     "sample checkpoint={trained} expect_system=Cascade": ("Diffusion", "expected a Cascade"),
     "sample checkpoint={trained} n=0": ("n", "0"),
+    "sample checkpoint={trained} n=2 seed=9223372036854775807": ("seed", "9223372036854775807", "2^63"),
+    "sample checkpoint={trained} sampler.eta=1": ("sampler.eta",),
+    "sample checkpoint={trained} sampler=ddim sampler.eta=much": ("sampler", "str"),
+    "sample checkpoint=pretrained/digits-features": ("digits-features", "expected a system"),
     "evaluate checkpoint=pretrained/pusht": ("pretrained/pusht",),
     "evaluate checkpoint={policy}": ("policy", "images"),
 }
@@ -131,10 +142,15 @@ BAD = {
 @pytest.mark.parametrize("words", BAD)
 def test_a_bad_command_is_one_clear_line_and_status_2(words, tmp_path, trained, monkeypatch, capfd):
     policy = Path(sample.__file__).parents[1] / "policy" / "pretrained" / "pusht"
-    module, *overrides = words.format(trained=trained, policy=policy).split()
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.yaml").write_text("task: [1,\n steps: {")
+    module, *overrides = words.format(trained=trained, policy=policy, damaged=damaged).split()
     if module == "train" and "resume" not in words:
         smoke = [f"runs={tmp_path}", "preset=smoke", "train.steps=1"]
         overrides = smoke + overrides
+    elif module == "sample":
+        overrides.append(f"out={tmp_path / 'samples'}")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "argv", [f"images/{module}.py", *overrides])
     with pytest.raises(SystemExit) as caught:
@@ -157,3 +173,72 @@ def test_a_checkpoint_whose_data_have_changed_is_not_resumed(trained, tmp_path):
 def test_every_class_comes_in_turn():
     assert np.bincount(evaluate.in_turn(100, 10).numpy()).tolist() == [10] * 10
     assert evaluate.in_turn(5, 0).tolist() == [0] * 5
+
+
+def test_too_few_images_are_not_compared_and_enough_are(trained, tmp_path):
+    def names(n: int) -> set[str]:
+        asked = EvaluateConfig(checkpoint=str(trained), steps=1, n=n, out=str(tmp_path))
+        return {name.partition("[")[0] for name in evaluate.run(asked)["metrics"]}
+
+    assert names(evaluate.FEWEST - 1) == {"images per second"}
+    assert {"FD", "density", "coverage"} <= names(evaluate.FEWEST)
+
+
+def test_a_system_that_is_told_no_labels_is_not_judged_by_them(tmp_path):
+    words = [*SMOKE, "system=ddpm", "train.steps=1", "steps=1", "evaluation.n=20", f"runs={tmp_path}"]
+    there = run(configuration(words))
+    found = json.loads((there / "evaluation" / "evaluation.json").read_text())["metrics"]
+    assert "IS[digits-features-v1]" in found and "accuracy[digits-features-v1]" not in found
+    with pytest.raises(WorkbenchError, match="label: got 7; expected none.*trained without labels"):
+        sample.run(SampleConfig(checkpoint=str(there), n=1, label="7", out=str(tmp_path / "samples")))
+
+
+def test_a_run_needs_its_parent_only_to_begin(tmp_path):
+    first = run(configuration([*SMOKE, "system=autoencoder", "train.steps=1", f"runs={tmp_path / 'parents'}"]))
+    words = [*SMOKE, "system=latent", "train.steps=4", "train.checkpoint_every=2", "train.keep=2", "steps=1"]
+    words += ["evaluation.n=20", f"parent={first}", f"runs={tmp_path}"]
+    there = run(configuration(words))
+    other = checkpoint.load(checkpoint.listing(first)[-1])
+    other.meta["classes"].append("one more")
+    (other.path / "meta.json").write_text(json.dumps(other.meta))
+    with pytest.raises(WorkbenchError, match="got one of 11 classes; expected 10"):
+        run(configuration(words))
+
+    shutil.rmtree(first)
+    whole = load_file(checkpoint.listing(there)[-1] / "model.safetensors")
+    assert (sample.run(SampleConfig(checkpoint=str(there), n=1, out=str(tmp_path / "samples"))) / "00000.png").exists()
+    shutil.rmtree(checkpoint.listing(there)[-1])
+    saved = typed(ImagesConfig, OmegaConf.load(there / "config.yaml"))
+    saved.resume = str(there)
+    run(saved)
+    again = load_file(checkpoint.listing(there)[-1] / "model.safetensors")
+    assert checkpoint.find(there).step == 4 and all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_damaged_feature_network_is_not_replaced_by_another_measure(monkeypatch):
+    monkeypatch.setitem(features.SHA256, "digits", "0" * 64)
+    evaluate._extractor.cache_clear()
+    with pytest.raises(WorkbenchError, match="restore the shipped file"):
+        evaluate.judge_of(configuration(["task=digits"]).task)
+
+
+def test_pictures_are_judged_in_parts_as_they_are_at_once(monkeypatch):
+    task, seen = configuration(["task=digits"]).task, {}
+    monkeypatch.setattr(metrics, "measure", lambda found, reference, name, **others: seen.update(others) or {})
+    train, test = load(task, "train"), load(task, "test")
+    evaluate.measure(test.images()[:20], test.labels[:20], task, test, train)
+    assert len(train) > 1000  # more than one part
+    torch.testing.assert_close(seen["training"], evaluate.judge_of(task)[1](train.images())[0])
+
+
+def test_a_folder_that_cannot_be_written_into_is_refused_before_drawing(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(WorkbenchError, match="cannot write into"):
+        sample.run(SampleConfig(checkpoint=str(trained), n=1, out=str(tmp_path)))
+
+
+def test_what_is_no_system_is_refused():
+    config = configuration(["system=conditional"])
+    config.system = {"_target_": "images.systems.Sampling"}
+    with pytest.raises(WorkbenchError, match="images.systems.Sampling.*which is none"):
+        model.assemble(config, 10)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.run import Run
 from images.config import TaskConfig
 from images.data.folder import UnfitError, decode
 from images.data.sources import load
@@ -199,6 +200,20 @@ def test_damaged_files_are_skipped_only_when_asked_and_named(two, caplog):
     for path in two.rglob("*.*"):
         path.write_bytes(b"gone")
     fails(task(two, skip_damaged=True), "got 28 damaged of 28 files .*mend or remove them")
+
+
+def test_damaged_files_are_named_in_the_runs_log(two, tmp_path):
+    reasons, logger = damage(two), logging.getLogger("workbench")
+    before = list(logger.handlers)
+    Run(tmp_path).log_to_file()
+    try:
+        for split in ("train", "test"):
+            load(task(two, skip_damaged=True), split)
+        assert all(name in (tmp_path / "log.txt").read_text() for name in reasons)
+    finally:
+        for handler in set(logger.handlers) - set(before):
+            logger.removeHandler(handler)
+            handler.close()
 
 
 def test_the_split_does_not_depend_on_damage(two):

@@ -38,6 +38,8 @@ def test_a_new_name_changes_no_other_key():
     assert (keys_of(names, 4) != keys).all()
     # pinned: a split must be the same in every later version
     assert keys_of(["a/0.png"], 0)[0] == pytest.approx(0.2921778146, abs=1e-9)
+    # a name that is no UTF-8, as os.walk gives it
+    assert len(set(keys_of(["a/\udcff.png", "a/\udcfe.png"], 0))) == 2
 
 
 def test_choose():

@@ -7,20 +7,25 @@ import json
 import torch
 
 from images import reference
-from images.experiments.cascade import BASE_STEPS, LEVELS, enhanced, small_images
+from images.experiments import cascade
+from images.experiments.cascade import enhanced, how, small_images
 from images.lab import TIERS, Lab
 from images.systems.cascade import Cascade
 from images.systems.low_res import LowRes
 
 
-def test_the_experiment_writes_its_row(tmp_path):
+def test_the_experiment_writes_its_row(tmp_path, monkeypatch):
+    # fewer steps than a real run: the rows are what is tested
+    levels, base_steps = (0.0, 0.5, 1.0), (1, 2, 3)
+    for name, value in {"LEVELS": levels, "BASE_STEPS": base_steps, "FINE": how(2)}.items():
+        monkeypatch.setattr(cascade, name, value)
     lab = Lab(TIERS["smoke"], tmp_path / "zoo")
     report = reference.run("cascade", lab, tmp_path)
     row = json.loads((tmp_path / "smoke" / "cascade" / "row.json").read_text())
     names = [variant["name"] for variant in row["variants"]]
     # the baseline first; every level but the last with true small images and with those of each base
     assert names[0].startswith("trained without noise")
-    assert len(set(names)) == len(names) == (1 + len(BASE_STEPS)) * len(LEVELS) + 1 + 1 + 2
+    assert len(set(names)) == len(names) == (1 + len(base_steps)) * len(levels) + 1 + 1 + 2
     assert all("FD" in variant["metrics"] and variant["commands"] for variant in row["variants"])
     assert row["shown"] in (True, False) and len(report.samples) >= 48
     assert "parent=<run of" in row["variants"][0]["commands"][1]

@@ -12,5 +12,5 @@ def test_the_experiment_runs_and_its_row_is_written(tmp_path, monkeypatch):
     cost = {v.name: v.metrics["operations"].value for v in report.variants}
     transformers = [name for name in cost if name.startswith("DiT") and "gates" not in name]
     assert len(transformers) == sum(len(patches) for _, patches in dit.GRID)
-    assert cost["DiT small, patch 4"] < cost["DiT small, patch 2"] < cost["DiT small, patch 1"]
-    assert cost["DiT small, patch 2"] < cost["DiT medium, patch 2"] < cost["DiT large, patch 2"]
+    assert cost["DiT small, patch 4"] < cost["DiT small, patch 2"] < cost["DiT medium, patch 2"]
+    assert cost["DiT small, patch 4"] < cost["DiT medium, patch 4"] < cost["DiT large, patch 4"]
