@@ -1,4 +1,4 @@
-# make setup | train | check | test | bench; PYTHON is the interpreter that makes the environment.
+# make setup | train | images | check | test | bench; PYTHON is the interpreter that makes the environment.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -6,7 +6,7 @@ READY = $(VENV)/.ready
 TESTED = $(VENV)/.ready-test
 ARGS ?= task=pusht
 
-.PHONY: setup train check test bench
+.PHONY: setup train images check test bench
 
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('error: got Python %d.%d, expected 3.11 or newer: make PYTHON=python3.12 ...' % sys.version_info[:2])"
@@ -25,6 +25,11 @@ setup: $(READY)
 # the main job: demonstrations -> trained policy -> evaluation -> report
 train: $(READY)
 	$(RUN) -m policy.train $(ARGS)
+
+# every image system of the literature on digits, goes on where it was stopped; then one page of all of it
+images: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m images.reference tier=quick jobs=2
+	$(RUN) -m images.gallery
 
 check: $(TESTED)
 	$(VENV)/bin/ruff check .

@@ -38,7 +38,9 @@ p { margin: 8px 0; } .soft, figcaption { color: var(--soft); font-size: 14px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 15px; }
 th, td { text-align: left; padding: 7px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; } tr.mine td { font-weight: 600; background: var(--card); }
-.scroll { overflow-x: auto; margin: 12px 0; }
+.scroll { overflow-x: auto; margin: 12px 0; } summary { cursor: pointer; color: var(--soft); font-size: 14px; }
+details td, details th { white-space: nowrap; font-size: 14px; }
+details td:first-child { position: sticky; left: 0; background: var(--page); white-space: normal; min-width: 120px; }
 figure { margin: 12px 0; } figure img { width: 100%; height: auto; }
 figure.pixels img { image-rendering: pixelated; }
 .links { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 6px 16px; padding: 0;
@@ -93,13 +95,18 @@ class Page:
             )
         self._parts.append(f"<div class='numbers'>{''.join(cards)}</div>")
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], mine: int | None = None) -> None:
-        """A table; row ``mine`` is set off."""
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], mine: int | None = None, folded: str = ""
+    ) -> None:
+        """A table; row ``mine`` is set off. ``folded``: only this line of it is shown until a reader opens it."""
         lines = ["<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in head) + "</tr>"]
         for i, row in enumerate(rows):
             cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
             lines.append(f"<tr class='mine'>{cells}</tr>" if i == mine else f"<tr>{cells}</tr>")
-        self._parts.append(f"<div class='scroll'><table>{''.join(lines)}</table></div>")
+        table = f"<div class='scroll'><table>{''.join(lines)}</table></div>"
+        if folded:
+            table = f"<details><summary>{html.escape(folded)}</summary>{table}</details>"
+        self._parts.append(table)
 
     def figure(self, path: Path, caption: str, pixels: bool = False) -> None:
         """A PNG, embedded; ``pixels``: enlarged without smoothing."""

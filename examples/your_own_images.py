@@ -1,7 +1,7 @@
 """Train on a folder of your own images and draw new ones: ``python examples/your_own_images.py FOLDER OUT``.
 
-Sub-folders name the classes (``task.labels=none``: there are none). Further words are those of ``python -m images.train``,
-such as ``task.size=64 preset=gpu``.
+Sub-folders name the classes (``task.labels=none``: there are none). Further words are those of
+``python -m images.train``, such as ``task.size=64 preset=gpu``.
 """
 
 import sys

@@ -137,7 +137,9 @@ def experiment(lab: Lab) -> Report:
         f"with true small images {harmed.value:.2f} ± {harmed.stderr:.2f}. Base of {good} steps stopped at s = "
         f"{TRUNCATED:g}: {cut.value:.2f}; enlarged alone {only[good].value:.2f}.",
         samples=drawn[worst, best],
-        figure=_figure(found, off, best, (base.enlarge(small[worst]), plain[worst], drawn[worst, best])),
+        figure=_figure(
+            found, off, best, repaired.stderr, (base.enlarge(small[worst]), plain[worst], drawn[worst, best])
+        ),
         notes=f"Super-resolution takes {FINE.steps} DDIM steps in all rows, with the same labels and noise; true small "
         "images are averages of training images. Two earlier runs, with other noise, had other criteria: the base of "
         f"{good} steps alone at s = 0 against s > 0 of one network (differences within the errors), and the same for "
@@ -154,6 +156,7 @@ def _figure(
     found: dict[int, dict[float, Estimate]],
     off: dict[int, Estimate],
     best: float,
+    error: float,
     rows: Sequence[Tensor],
 ) -> Figure:
     figure, axes = subplots(1, 2, 8.0, 3.4)
@@ -166,6 +169,7 @@ def _figure(
     top = 1.15 * max(e.value for e in off.values())
     axis.set(xlabel="level s of the small image's noise", ylabel="FD to held-out images", ylim=(0.0, top))
     axis.set_xticks([-0.12, *LEVELS], ["never\nnoised", "0", "", *(f"{s:g}" for s in LEVELS[2:])])
+    axis.set_title(f"differences are known to ± {error:.2f}", loc="left", fontsize=10, color=INK)
     axis.legend(fontsize=8)
     sheet = torch.stack([images[:8] for images in rows])
     panels.sheet(

@@ -70,8 +70,10 @@ def by_flow(model: Diffusion, data: Pictures, n: int) -> Estimate:
 
 
 def interpolated(model: Diffusion, a: Tensor, b: Tensor, at: int, steps: int = 7) -> Float[Tensor, "steps c h w"]:
-    """From a to b: both noised to step ``at`` of 1,000, mixed there, and denoised. Source: Ho et al. 2020, section "
-    "4.3."""
+    """From a to b: both noised to step ``at`` of 1,000, mixed there, and denoised.
+
+    Source: Ho et al. 2020, section 4.3.
+    """
     share = torch.linspace(0.0, 1.0, steps)[:, None, None, None]
     # one noise for both ends, so that what lies between is as noisy as they are
     noise = PerSample.from_seeds([5]).normal((1, *a.shape), torch.float32, a.device).expand(steps, -1, -1, -1)

@@ -5,7 +5,7 @@ Source: Song et al. 2023, "Consistency models" (arXiv 2303.01469); Song & Dhariw
 
 from __future__ import annotations
 
-from dataclasses import replace
+from copy import deepcopy
 from typing import Literal
 
 from jaxtyping import Float, Int64
@@ -18,6 +18,7 @@ from diffusion_core.distill.consistency import (
     ddim_step,
     pseudo_huber,
     uniform_neighbours,
+    unweighted,
 )
 from diffusion_core.draws import Draws
 from diffusion_core.errors import WorkbenchError
@@ -51,18 +52,27 @@ class Consistency(Student):
             raise WorkbenchError(f"system.how: got {how!r}; expected distillation or training.")
         if levels < 2:
             raise WorkbenchError(f"system.levels: got {levels}; expected at least 2 times.")
-        self.parent = built_on(parts, Diffusion, "a diffusion (system=conditional), the teacher")
         self.how, self.levels = how, levels
-        self.student = Diffusion(replace(parts, parent=None, clip=None), label_dropout=0.0)
+        if how == "training" and parts.parent is None:
+            self.parent: Diffusion | None = None
+            self.student = Diffusion(parts)
+        else:
+            self.parent = built_on(parts, Diffusion, "a diffusion (system=conditional), the teacher")
+            self.student = deepcopy(self.parent).requires_grad_(True).train()
 
     def begin(self) -> None:
-        self.student.denoiser.load_state_dict(self.parent.denoiser.state_dict())
+        if self.parent is not None:
+            self.student.denoiser.load_state_dict(self.parent.denoiser.state_dict())
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> Float[Tensor, " batch"]:
         x0, cond, student = batch["image"], self.student.condition(batch["label"]), self.student.denoiser
         times = grid.uniform(self.levels)[:-1]
         if self.how == "training":
-            return consistency_training(student, x0, cond, draws, times, None, uniform_neighbours)
+            # unweighted: the usual weight is 0 for the step from t = 1, at which the schedule leaves no signal
+            return consistency_training(
+                student, x0, cond, draws, times, neighbours=uniform_neighbours, weighting=unweighted
+            )
+        assert self.parent is not None
         step = ddim_step(self.parent.denoiser)
         return consistency_distillation(student, step, x0, cond, draws, times, distance=pseudo_huber)
 

@@ -41,14 +41,15 @@ class Discriminator(nn.Module):
     def __init__(self, channels: int, size: int, n_classes: int, width: int = 32) -> None:
         super().__init__()
         self.inlet = convolution(2 * channels, width)
-        layers, side = [], size
-        while side > 4:
+        layers: list[nn.Conv2d] = []
+        while size > 4:
             layers.append(nn.Conv2d(width, 2 * width, 4, stride=2, padding=1))
-            width, side = 2 * width, side // 2
-        self.layers = nn.ModuleList([*layers, convolution(width, width)])
+            width, size = 2 * width, size // 2
+        layers.append(nn.Conv2d(width, width, 3, padding=1))
+        self.layers = nn.ModuleList(layers)
         self.condition = Condition(channels, 128, 32, n_classes)
-        self.shifts = nn.ModuleList(nn.Linear(128, layer.out_channels) for layer in self.layers)
-        self.head = nn.Linear(width, 1)
+        self.shifts = nn.ModuleList(nn.Linear(128, layer.out_channels) for layer in layers)
+        self.head = nn.Linear(width * size**2, 1)
 
     def forward(
         self, x_s: Tensor, x_t: Tensor, s: Times, t: Times, cond: dict[str, Tensor] | None
@@ -57,7 +58,7 @@ class Discriminator(nn.Module):
         h = self.inlet(torch.cat([x_s, x_t], 1))
         for layer, shift in zip(self.layers, self.shifts, strict=True):
             h = layer(nn.functional.leaky_relu(h, 0.2)) + shift(embedding)[..., None, None]
-        return self.head(nn.functional.leaky_relu(h, 0.2).mean((2, 3)))[:, 0]
+        return self.head(nn.functional.leaky_relu(h, 0.2).flatten(1))[:, 0]
 
 
 class DenoisingGan(System):
@@ -74,13 +75,18 @@ class DenoisingGan(System):
     """
 
     def __init__(
-        self, parts: Parts, steps: int = 4, latent: int = 32, r1_weight: float = 0.05, width: int = 32
+        self,
+        parts: Parts,
+        steps: int = 4,
+        latent: int = 32,
+        r1_weight: float = 0.05,
+        width: int = 32,
     ) -> None:
         super().__init__(parts)
-        if steps < 1 or latent < 0 or r1_weight < 0.0:
+        if min(steps, width) < 1 or latent < 0 or r1_weight < 0.0:
             raise WorkbenchError(
-                f"system: got steps={steps}, latent={latent}, r1_weight={r1_weight}; expected at least 1 step, and no "
-                "negative number."
+                f"system: got steps={steps}, latent={latent}, r1_weight={r1_weight}, width={width}; expected "
+                "steps and width of at least 1, and no negative number."
             )
         self.generator = parts.network(latent_dim=latent)
         self.discriminator = Discriminator(parts.shape[0], parts.shape[1], parts.n_classes, width)

@@ -5,7 +5,7 @@ Source: Salimans & Ho 2022, "Progressive distillation for fast sampling of diffu
 
 from __future__ import annotations
 
-from dataclasses import replace
+from copy import deepcopy
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -15,6 +15,7 @@ from diffusion_core.distill.progressive import progressive_loss
 from diffusion_core.draws import Draws
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import Noise
+from diffusion_core.solvers import ddim
 from images.systems import Parts, Sampling, Student, built_on
 from images.systems.diffusion import Diffusion
 
@@ -29,11 +30,12 @@ class Progressive(Student):
         parts: what it is put together from; the parent is the teacher.
         steps: of the student; the teacher's are twice as many.
 
-    Source: Salimans & Ho 2022, algorithm 2.
+    Source: Salimans & Ho 2022, algorithm 2, with the weight ``max(SNR, 1)`` of section 4.
     """
 
     def __init__(self, parts: Parts, steps: int = 16) -> None:
         super().__init__(parts)
+        self.steps: int = steps
         if steps < 1:
             raise WorkbenchError(f"system.steps: got {steps}; expected at least 1.")
         if isinstance(parts.parent, Progressive):
@@ -44,9 +46,7 @@ class Progressive(Student):
                 )
         else:
             self.parent = built_on(parts, Diffusion, "a diffusion (system=conditional) or a student of 2 x steps")
-        self.steps = steps
-        # no label is dropped: a student is for the steps that are taken, and guidance is the teacher's business
-        self.student = Diffusion(replace(parts, parent=None, clip=None), label_dropout=0.0)
+        self.student = deepcopy(self.teacher).requires_grad_(True).train()
 
     @property
     def teacher(self) -> Diffusion:
@@ -64,4 +64,4 @@ class Progressive(Student):
     def sample(
         self, labels: Int64[Tensor, " n"], noise: Noise, how: Sampling
     ) -> Float[Tensor, "n channels height width"]:
-        return self.student.sample(labels, noise, replace(how, steps=self.steps, grid=grid.uniform, guidance_scale=1.0))
+        return self.student.sample(labels, noise, Sampling(ddim, self.steps, grid.uniform))
