@@ -60,7 +60,7 @@ def section(page: Page, folder: Path, row: dict[str, Any], anchor: str) -> None:
     page.text(f"{row['idea']} {row['source']}")
     page.figure(folder / "samples.png", "Samples.", pixels=True)
     page.text(row["verdict"])
-    page.figure(folder / "figure.png", f"Criterion, fixed before looking: {row['criterion']}")
+    page.figure(folder / "figure.png", f"Criterion: {row['criterion']}")
     head, lines = table(row)
     page.table(head, lines, folded=f"All numbers: {len(lines)} rows")
     page.text(f"In the paper: {row['published']}")

@@ -141,7 +141,8 @@ def experiment(lab: Lab) -> Report:
         figure=_figure(loss, found, drawn),
         notes=f"Samples: the unconditional model, classifier scale 4, every class in turn. {len(labels)} samples for "
         f"each row. All switches together take {cost[ADM] / cost[ADAGN]:.1f} times the operations of AdaGN alone; they "
-        "were chosen for networks many times as deep and as large. The noisy classifier names "
+        "were chosen for networks many times as deep and as large. Solver, scales and the budget of the networks were "
+        "chosen after pilots whose signs were the same. The noisy classifier names "
         f"{', '.join(f'{100 * a:.0f} % at t = {t:g}' for t, a in accuracy.items())} of noised held-out images.",
     )
 

@@ -135,7 +135,8 @@ def experiment(lab: Lab) -> Report:
         samples=drawn[best],
         figure=_figure(found, drawn, world, points),
         notes=f"Samples: scale {best:g} of the shorter training, DDIM in {STEPS} steps. Rank correlations with the "
-        f"scale: {', '.join(f'{m} {r:+.2f}' for m, r in trend.items())}. {_of_late(best_late)}",
+        f"scale: {', '.join(f'{m} {r:+.2f}' for m, r in trend.items())}. {_of_late(best_late)} "
+        "The shorter training was added after the sweep of the shared model had been seen on the digits.",
     )
 
 

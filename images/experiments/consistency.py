@@ -84,7 +84,7 @@ def experiment(lab: Lab) -> Report:
         "of LPIPS, and short trainings.",
         variants=variants,
         criterion="Distilled: FD in 1 step and in 2 at most half of the teacher's in as many DDIM steps. Trained "
-        "without a teacher, at the teacher's budget: FD in 1 step below the teacher's in 1 step (95 % intervals apart).",
+        "without a teacher, at the teacher's budget: FD in 1 step below the teacher's (95 % intervals apart).",
         shown=halved == [1, 2] and alone,
         verdict=f"FD in 1/2/4 steps: distilled {line(fd[DISTILLED])}, without a teacher {line(fd[ALONE])}, teacher by "
         f"DDIM {line(fd[TEACHER])}, by the jumps of a consistency model (2/4 steps) {line(fd[RENOISED])}; in {WHOLE} "

@@ -109,7 +109,8 @@ def experiment(lab: Lab) -> Report:
         f"{best[1]}, DDIM in {STEPS} steps, no guidance; FD of {len(labels)} images; one seed. How long one trains "
         "decides over the patch: with three tenths of these steps on the digits and half of the learning rate, tried "
         "first, the loss of patches of 4 was still below that of patches of 2 for the medium and the large network. "
-        "The criterion then asked for the loss alone; FD, the paper's own measure, was added when it was seen to differ.",
+        "The criterion then asked for the loss alone; FD, the paper's own measure, was added when it was seen to "
+        "differ.",
     )
 
 

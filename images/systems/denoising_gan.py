@@ -50,6 +50,9 @@ class Discriminator(nn.Module):
         self.condition = Condition(channels, 128, 32, n_classes)
         self.shifts = nn.ModuleList(nn.Linear(128, layer.out_channels) for layer in layers)
         self.head = nn.Linear(width * size**2, 1)
+        for layer in (self.inlet, *layers):
+            # torch's own beginning halves what passes a layer, and the time is all that is left to judge by
+            nn.init.kaiming_normal_(layer.weight, a=0.2)
 
     def forward(
         self, x_s: Tensor, x_t: Tensor, s: Times, t: Times, cond: dict[str, Tensor] | None

@@ -9,9 +9,12 @@ import torch
 from images import reference
 from images.experiments import cascade
 from images.experiments.cascade import enhanced, how, small_images
-from images.lab import TIERS, Lab
+from images.lab import TIERS, Lab, Tier
 from images.systems.cascade import Cascade
 from images.systems.low_res import LowRes
+
+
+SHORT = Tier("smoke", (*TIERS["smoke"].words, "train.steps=10"), 100)
 
 
 def test_the_experiment_writes_its_row(tmp_path, monkeypatch):
@@ -19,7 +22,7 @@ def test_the_experiment_writes_its_row(tmp_path, monkeypatch):
     levels, base_steps = (0.0, 0.5, 1.0), (1, 2, 3)
     for name, value in {"LEVELS": levels, "BASE_STEPS": base_steps, "FINE": how(2)}.items():
         monkeypatch.setattr(cascade, name, value)
-    lab = Lab(TIERS["smoke"], tmp_path / "zoo")
+    lab = Lab(SHORT, tmp_path / "zoo")
     report = reference.run("cascade", lab, tmp_path)
     row = json.loads((tmp_path / "smoke" / "cascade" / "row.json").read_text())
     names = [variant["name"] for variant in row["variants"]]

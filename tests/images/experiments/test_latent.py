@@ -10,16 +10,19 @@ import torch
 from images import reference
 from images.experiments import latent
 from images.experiments.latent import factors, operations, rmse
-from images.lab import TIERS, Lab
+from images.lab import TIERS, Lab, Tier
 from images.systems import System
 from images.systems.autoencoder import Autoencoder
+
+
+SHORT = Tier("smoke", (*TIERS["smoke"].words, "train.steps=10"), 100)
 
 
 def test_the_experiment_writes_its_row(tmp_path, monkeypatch):
     # fewer steps than a real run: the rows are what is tested
     steps = (1, 3)
     monkeypatch.setattr(latent, "STEPS", steps)
-    lab = Lab(TIERS["smoke"], tmp_path / "zoo")
+    lab = Lab(SHORT, tmp_path / "zoo")
     report = reference.run("latent", lab, tmp_path)
     row = json.loads((tmp_path / "smoke" / "latent" / "row.json").read_text())
     assert [variant["name"] for variant in row["variants"]][:2] == [f"pixels, {n} steps" for n in steps]

@@ -1,0 +1,120 @@
+"""Consistency models: their jump, who teaches them, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffusion_core import grid
+from diffusion_core.distill.consistency import (
+    consistency_distillation,
+    consistency_function,
+    consistency_training,
+    ddim_step,
+    pseudo_huber,
+    uniform_neighbours,
+    unweighted,
+)
+from diffusion_core.errors import WorkbenchError
+from images.systems.autoencoder import Autoencoder
+from images.systems.consistency import Consistency
+from images.systems.diffusion import Diffusion
+from tests.images.systems.students import LABELS, PARTS, batch, built, draws, fall, noise, shaken, teacher, ways
+
+
+def model(parent: Diffusion | None, how: str = "distillation", levels: int = 8) -> Consistency:
+    found = built(Consistency, parent, how=how, levels=levels)
+    assert isinstance(found, Consistency)
+    found.begin()
+    return found
+
+
+def test_one_step_is_the_teacher_s_single_ddim_step_before_training():
+    parent = teacher()
+    drawn = model(parent).sample(LABELS, noise(), ways(1))
+    torch.testing.assert_close(drawn, parent.sample(LABELS, noise(), ways(1)), atol=1e-6, rtol=0.0)
+
+
+def test_two_steps_noise_the_first_answer_half_way_and_answer_again():
+    student = model(teacher())
+    source = noise()
+    denoiser, cond = student.student.denoiser, {"label": LABELS}
+    times = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    x = source.normal((4, 1, 8, 8), torch.float32, torch.device("cpu"))
+    evaluate = denoiser.bind(times, cond)
+    with torch.no_grad():
+        first = evaluate(x, 0)
+        z = source.normal((4, 1, 8, 8), torch.float32, torch.device("cpu"))
+        alpha, sigma = (float(f(times[1:])) for f in (denoiser.schedule.alpha, denoiser.schedule.sigma))
+        expected = evaluate(alpha * first + sigma * z, 1)
+    torch.testing.assert_close(student.sample(LABELS, noise(), ways(2)), expected, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("how", ["distillation", "training"])
+def test_its_loss_is_the_core_s_on_even_times(how):
+    parent, data = teacher(), batch()
+    student = model(parent, how)
+    shaken(student.student, seed=4)
+    times, cond = grid.uniform(8)[:-1], {"label": data["label"]}
+    ours = (student.student.denoiser,)
+    if how == "training":
+        expected = consistency_training(
+            *ours, data["image"], cond, draws(), times, None, uniform_neighbours, pseudo_huber, unweighted
+        )
+    else:
+        step = ddim_step(parent.denoiser)
+        expected = consistency_distillation(*ours, step, data["image"], cond, draws(), times, distance=pseudo_huber)
+    torch.testing.assert_close(student(data, draws()), expected, atol=0.0, rtol=0.0)
+    # of eight draws some are at t = 1, where sampling begins: none may count for nothing
+    assert (expected > 0.0).all()
+
+
+def test_training_asks_no_teacher():
+    data = batch()
+    with_parent, alone = model(teacher(), "training"), model(None, "training")
+    assert alone.parent is None
+    alone.student.load_state_dict(with_parent.student.state_dict())
+    losses = alone(data, draws())
+    shaken(with_parent.parent, seed=9)  # type: ignore[arg-type]
+    torch.testing.assert_close(with_parent(data, draws()), losses, atol=0.0, rtol=0.0)
+    # and distillation does
+    distilled = model(teacher())
+    before = distilled(data, draws())
+    shaken(distilled.parent, seed=9)  # type: ignore[arg-type]
+    assert (distilled(data, draws()) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("how", ["distillation", "training"])
+def test_only_the_student_learns_and_its_loss_falls(how):
+    student = model(teacher(), how)
+    before, after = fall(student, 40, 3e-3)
+    assert after < 0.8 * before
+    assert student.parent is not None and all(p.grad is None for p in student.parent.parameters())
+
+
+def test_what_is_at_the_end_of_the_flow_stays():
+    student = model(teacher())
+    shaken(student.student, seed=6)
+    x = batch()["image"]
+    t_min = 1.0 / student.levels
+    at = torch.full((8,), t_min, dtype=torch.float64)
+    stays = consistency_function(student.student.denoiser, x, at, {"label": batch()["label"]}, t_min)
+    torch.testing.assert_close(stays, x, atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"), [({"how": "guessing"}, "Literal|how: got 'guessing'"), ({"levels": 1}, "levels: got 1")]
+)
+def test_impossible_values_are_refused(own, message):
+    # the checker of types, where it is at work, sees a wrong word first
+    with pytest.raises(Exception, match=message):
+        built(Consistency, teacher(), **own)
+
+
+def test_wrong_parents_are_refused():
+    with pytest.raises(WorkbenchError, match="parent: got none"):
+        model(None)
+    autoencoder = Autoencoder(PARTS, widths=(8, 16))
+    for how in ("distillation", "training"):
+        with pytest.raises(WorkbenchError, match="parent: got Autoencoder"):
+            built(Consistency, autoencoder, how=how)
