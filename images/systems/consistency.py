@@ -6,7 +6,6 @@ Source: Song et al. 2023, "Consistency models" (arXiv 2303.01469); Song & Dhariw
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Literal
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -44,9 +43,7 @@ class Consistency(Student):
     of Karras et al. and the target is an average of the student; here they are even and the target is the student.
     """
 
-    def __init__(
-        self, parts: Parts, how: Literal["distillation", "training"] = "distillation", levels: int = 32
-    ) -> None:
+    def __init__(self, parts: Parts, how: str = "distillation", levels: int = 32) -> None:
         super().__init__(parts)
         if how not in ("distillation", "training"):
             raise WorkbenchError(f"system.how: got {how!r}; expected distillation or training.")

@@ -16,7 +16,7 @@ def short_lab(zoo: Path) -> Lab:
     return Lab(replace(smoke, words=(*smoke.words, "train.steps=10")), zoo)
 
 
-def check_row(name: str, lab: Lab, out: Path) -> Report:
+def check_row(name: str, lab: Lab, out: Path, at_least: int = 8) -> Report:
     """Run the experiment and look at what it wrote."""
     report = reference.run(name, lab, out)
     folder = out / "smoke" / name

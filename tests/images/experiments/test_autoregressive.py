@@ -14,7 +14,6 @@ from images.experiments import autoregressive
 from images.experiments.autoregressive import independent_bits, toy_gap
 from images.lab import TIERS, Lab, Tier
 
-
 SHORT = Tier("smoke", (*TIERS["smoke"].words, "train.steps=30"), 100)
 
 

@@ -13,7 +13,6 @@ from images.lab import TIERS, Lab, Tier
 from images.systems.cascade import Cascade
 from images.systems.low_res import LowRes
 
-
 SHORT = Tier("smoke", (*TIERS["smoke"].words, "train.steps=10"), 100)
 
 

@@ -14,7 +14,6 @@ from images.lab import TIERS, Lab, Tier
 from images.systems import System
 from images.systems.autoencoder import Autoencoder
 
-
 SHORT = Tier("smoke", (*TIERS["smoke"].words, "train.steps=10"), 100)
 
 
