@@ -30,6 +30,8 @@ WAYS: dict[str, tuple[tuple[str, ...], bits.Variance]] = {
     LAST: ((FIXED, "prediction=eps", "system.objective=simple"), "small"),
 }
 """From 2015 to 2020, one change at a time."""
+COUNTED = 200
+"""Images whose bits are counted."""
 
 
 def how(variance: bits.Variance, steps: int = N_TRAIN) -> Sampling:
@@ -40,7 +42,7 @@ def how(variance: bits.Variance, steps: int = N_TRAIN) -> Sampling:
 def experiment(lab: Lab) -> Report:
     """The diffusion of 2015 in more and more steps, and every step on the way to the one of 2020."""
     words = ("system=nonequilibrium", f"system.levels={lab.train_data.levels}", f"train.steps={max(lab.steps // 2, 1)}")
-    n, law, real = min(200, lab.tier.n), bits.gaussian_fit(lab.train_data), lab.test_data
+    n, law, real = min(COUNTED, lab.tier.n), bits.gaussian_fit(lab.train_data), lab.test_data
     images = {"Gaussian fit": bits.drawn(law, lab.tier.n, lab.shape)}
     whole = bits.mean(bits.by_gaussian(law, real, n))
     variants = [Variant("Gaussian fit, whole covariance", lab.measure(images["Gaussian fit"]) | {"bits": whole})]
@@ -74,25 +76,20 @@ def experiment(lab: Lab) -> Report:
     listed = ", ".join(f"{float(falling[s].mean()):.2f} in {s}" for s in STEPS)
     return Report(
         title="Diffusion of 2015",
-        source="Sohl-Dickstein et al. 2015, Deep Unsupervised Learning using Nonequilibrium Thermodynamics "
-        "(arXiv 1503.03585)",
+        source="Sohl-Dickstein et al. 2015, Deep Unsupervised Learning using Nonequilibrium Thermodynamics (arXiv "
+        "1503.03585)",
         idea="Destroy the data in small Gaussian steps: then every step back is nearly Gaussian too, however rich the "
         "data, and a network can learn its mean and variance by the variational bound.",
         published="Bounds on the log-likelihood of toy data, MNIST, CIFAR-10 and textures; no FID in 2015. Ho et al. "
-        "2020, "
-        "table 2, have CIFAR-10 FID 23.69 with mean and learned variance by the bound L, 13.22 with a fixed "
-        "variance, 13.51 "
-        "predicting noise by L, 3.17 by L_simple (the first two as we remember them). Here 40 steps, mean and "
-        "variance from "
-        "one U-Net (they had a multi-scale convolutional network), a fixed schedule (they learned it), the mean "
-        "written as "
-        "an estimate of the image and the variance between its two extremes.",
+        "2020, table 2, have CIFAR-10 FID 23.69 with mean and learned variance by the bound L, 13.22 with a fixed "
+        "variance, 13.51 predicting noise by L, 3.17 by L_simple (the first two as we remember them). Here 40 steps, "
+        "mean and variance from one U-Net (they had a multi-scale convolutional network), a fixed schedule (they "
+        "learned it), the mean written as an estimate of the image and the variance between its two extremes.",
         variants=variants,
-        criterion="In 40 steps the diffusion of 2015 has an FD below half of a Gaussian fit's, and its bound is "
-        "below that "
-        f"Gaussian's bits per dimension; the same network's bound falls with the steps, "
-        f"{', '.join(map(str, STEPS))}; and "
-        "DDPM's noise and L_simple, on the same chain with the same budget, have the lower FD.",
+        criterion="In 40 steps the diffusion of 2015 has an FD below half of a Gaussian fit's, and its bound is below "
+        "that Gaussian's bits per dimension; the same network's bound falls with the steps, "
+        f"{', '.join(map(str, STEPS))}; and DDPM's noise and L_simple, on the same chain with the same budget, have "
+        "the lower FD.",
         shown=not missed,
         verdict=f"FD {first['FD'].value:.2f}, Gaussian {fit['FD'].value:.2f}; "
         + ", ".join(f"{name} {by_name[name]['FD'].value:.2f}" for name in list(WAYS)[1:])
@@ -100,9 +97,8 @@ def experiment(lab: Lab) -> Report:
         + (f"Not seen: {'; '.join(missed)}." if missed else "All of it was seen."),
         samples=images[FIRST],
         figure=_figure(variants, falling, whole, last["bits"], images),
-        notes="All networks had half of the tier's training steps. In fewer steps than 40 the network takes a part "
-        "of those "
-        "it was trained on, with the same interpolation of the variance.",
+        notes="All networks had half of the tier's training steps. In fewer steps than 40 the network takes a part of "
+        "those it was trained on, with the same interpolation of the variance.",
     )
 
 

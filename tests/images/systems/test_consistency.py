@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -11,13 +13,13 @@ from diffusion_core.distill.consistency import (
     consistency_function,
     consistency_training,
     ddim_step,
-    pseudo_huber,
+    squared,
     uniform_neighbours,
     unweighted,
 )
 from diffusion_core.errors import WorkbenchError
 from images.systems.autoencoder import Autoencoder
-from images.systems.consistency import Consistency
+from images.systems.consistency import T_MIN, Consistency
 from images.systems.diffusion import Diffusion
 from tests.images.systems.students import LABELS, PARTS, batch, built, draws, fall, noise, shaken, teacher, ways
 
@@ -55,16 +57,22 @@ def test_its_loss_is_the_core_s_on_even_times(how):
     parent, data = teacher(), batch()
     student = model(parent, how)
     shaken(student.student, seed=4)
-    times, cond = grid.uniform(8)[:-1], {"label": data["label"]}
-    ours = (student.student.denoiser,)
+    times, cond = torch.cat([grid.uniform(8)[:-1], torch.tensor([T_MIN]).double()]), {"label": data["label"]}
+    student.follow()  # as every loss does first
+    target = deepcopy(student.target.denoiser)
+    found = student(data, draws())
+    for mine, old in zip(target.parameters(), student.student.denoiser.parameters(), strict=True):
+        mine.data.lerp_(old, 1.0 - student.decay)
+    ours = student.student.denoiser
     if how == "training":
         expected = consistency_training(
-            *ours, data["image"], cond, draws(), times, None, uniform_neighbours, pseudo_huber, unweighted
+            ours, data["image"], cond, draws(), times, target, uniform_neighbours, squared, unweighted
         )
     else:
-        step = ddim_step(parent.denoiser)
-        expected = consistency_distillation(*ours, step, data["image"], cond, draws(), times, distance=pseudo_huber)
-    torch.testing.assert_close(student(data, draws()), expected, atol=0.0, rtol=0.0)
+        expected = consistency_distillation(
+            ours, ddim_step(parent.denoiser), data["image"], cond, draws(), times, target
+        )
+    torch.testing.assert_close(found, expected, atol=0.0, rtol=0.0)
     # of eight draws some are at t = 1, where sampling begins: none may count for nothing
     assert (expected > 0.0).all()
 
@@ -73,7 +81,8 @@ def test_training_asks_no_teacher():
     data = batch()
     with_parent, alone = model(teacher(), "training"), model(None, "training")
     assert alone.parent is None
-    alone.student.load_state_dict(with_parent.student.state_dict())
+    for part in ("student", "target"):
+        getattr(alone, part).load_state_dict(getattr(with_parent, part).state_dict())
     losses = alone(data, draws())
     shaken(with_parent.parent, seed=9)  # type: ignore[arg-type]
     torch.testing.assert_close(with_parent(data, draws()), losses, atol=0.0, rtol=0.0)
@@ -88,22 +97,38 @@ def test_training_asks_no_teacher():
 def test_only_the_student_learns_and_its_loss_falls(how):
     student = model(teacher(), how)
     before, after = fall(student, 40, 3e-3)
-    assert after < 0.95 * before
+    assert after < 0.8 * before
     assert student.parent is not None and all(p.grad is None for p in student.parent.parameters())
+
+
+def test_the_target_is_an_average_of_the_student():
+    student = model(teacher())
+    at_first = [p.clone() for p in student.target.parameters()]
+    shaken(student.student, seed=8)
+    for _ in range(3):
+        student(batch(), draws())
+    moved = zip(at_first, student.target.parameters(), student.student.parameters(), strict=True)
+    for old, mine, new in moved:
+        torch.testing.assert_close(mine, new + (old - new) * student.decay**3, atol=1e-6, rtol=1e-5)
+        assert not mine.requires_grad
 
 
 def test_what_is_at_the_end_of_the_flow_stays():
     student = model(teacher())
     shaken(student.student, seed=6)
     x = batch()["image"]
-    t_min = 1.0 / student.levels
-    at = torch.full((8,), t_min, dtype=torch.float64)
-    stays = consistency_function(student.student.denoiser, x, at, {"label": batch()["label"]}, t_min)
+    at = torch.full((8,), float(student.times[-1]), dtype=torch.float64)
+    stays = consistency_function(student.student.denoiser, x, at, {"label": batch()["label"]}, T_MIN)
     torch.testing.assert_close(stays, x, atol=1e-6, rtol=0.0)
 
 
 @pytest.mark.parametrize(
-    ("own", "message"), [({"how": "guessing"}, "how: got 'guessing'"), ({"levels": 1}, "levels: got 1")]
+    ("own", "message"),
+    [
+        ({"how": "guessing"}, "how: got 'guessing'"),
+        ({"levels": 1}, "levels: got 1"),
+        ({"decay": 1.0}, "decay: got 1.0"),
+    ],
 )
 def test_impossible_values_are_refused(own, message):
     with pytest.raises(WorkbenchError, match=message):
