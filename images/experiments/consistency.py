@@ -74,13 +74,14 @@ def experiment(lab: Lab) -> Report:
 
     return Report(
         title="Consistency models",
-        source="Song, Dhariwal, Chen & Sutskever 2023, Consistency Models (arXiv 2303.01469)",
+        source="Song, Dhariwal, Chen & Sutskever 2023, Consistency Models (arXiv 2303.01469); Song & Dhariwal 2023, "
+        "Improved Techniques for Training Consistency Models (arXiv 2310.14189)",
         idea="All points on one way from noise to image must answer with the same image: neighbours on it are made to "
         "agree. Distillation takes the neighbour from one DDIM step of a teacher, training from the data themselves. "
         "One step is then enough, and more (noise the answer less, answer again) improve it.",
         published="CIFAR-10, FID in 1 and 2 steps: distilled 3.55 and 2.93, trained without a teacher 8.70 and 5.83 "
-        "(as we remember it). Here: small images with labels, the squared distance in place of LPIPS, eight even "
-        "levels, and short trainings.",
+        "(as we remember it). Here: small images with labels, the techniques of the second paper in place of LPIPS "
+        "and of an averaged target, and short trainings.",
         variants=variants,
         criterion="Distilled: FD in 1 step and in 2 at most half of the teacher's in as many DDIM steps. Trained "
         "without a teacher, at the teacher's budget: FD in 1 step below the teacher's (95 % intervals apart).",

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import pytest
 import torch
 
-from diffusion_core import grid
 from diffusion_core.distill.consistency import (
     consistency_distillation,
     consistency_function,
     consistency_training,
     ddim_step,
-    squared,
-    uniform_neighbours,
-    unweighted,
+    discretisation,
+    inverse_gap,
+    lognormal_neighbours,
+    pseudo_huber,
 )
 from diffusion_core.errors import WorkbenchError
 from images.systems.autoencoder import Autoencoder
-from images.systems.consistency import T_MIN, Consistency
+from images.systems.consistency import START, T_MIN, Consistency
 from images.systems.diffusion import Diffusion
 from tests.images.systems.students import LABELS, PARTS, batch, built, draws, fall, noise, shaken, teacher, ways
 
@@ -31,17 +29,20 @@ def model(parent: Diffusion | None, how: str = "distillation", levels: int = 8) 
     return found
 
 
-def test_one_step_is_the_teacher_s_single_ddim_step_before_training():
+def test_before_training_it_jumps_where_the_teacher_jumps():
     parent = teacher()
-    drawn = model(parent).sample(LABELS, noise(), ways(1))
-    torch.testing.assert_close(drawn, parent.sample(LABELS, noise(), ways(1)), atol=1e-6, rtol=0.0)
+    source = noise()
+    z = source.normal((4, 1, 8, 8), torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        expected = parent.denoiser.bind(torch.tensor([START]).double(), {"label": LABELS})(z, 0)
+    torch.testing.assert_close(model(parent).sample(LABELS, noise(), ways(1)), expected, atol=1e-6, rtol=0.0)
 
 
 def test_two_steps_noise_the_first_answer_half_way_and_answer_again():
     student = model(teacher())
     source = noise()
     denoiser, cond = student.student.denoiser, {"label": LABELS}
-    times = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    times = torch.tensor([START, 0.5 * START], dtype=torch.float64)
     x = source.normal((4, 1, 8, 8), torch.float32, torch.device("cpu"))
     evaluate = denoiser.bind(times, cond)
     with torch.no_grad():
@@ -53,36 +54,34 @@ def test_two_steps_noise_the_first_answer_half_way_and_answer_again():
 
 
 @pytest.mark.parametrize("how", ["distillation", "training"])
-def test_its_loss_is_the_core_s_on_even_times(how):
+def test_its_loss_is_the_core_s(how):
     parent, data = teacher(), batch()
     student = model(parent, how)
     shaken(student.student, seed=4)
-    times, cond = torch.cat([grid.uniform(8)[:-1], torch.tensor([T_MIN]).double()]), {"label": data["label"]}
-    student.follow()  # as every loss does first
-    target = deepcopy(student.target.denoiser)
-    found = student(data, draws())
-    for mine, old in zip(target.parameters(), student.student.denoiser.parameters(), strict=True):
-        mine.data.lerp_(old, 1.0 - student.decay)
-    ours = student.student.denoiser
+    ours, cond = student.student.denoiser, {"label": data["label"]}
+    times = discretisation(ours.schedule, 8, START, T_MIN)
     if how == "training":
-        expected = consistency_training(
-            ours, data["image"], cond, draws(), times, target, uniform_neighbours, squared, unweighted
-        )
+        expected = consistency_training(ours, data["image"], cond, draws(), times)
     else:
+        step = ddim_step(parent.denoiser)
         expected = consistency_distillation(
-            ours, ddim_step(parent.denoiser), data["image"], cond, draws(), times, target
+            ours, step, data["image"], cond, draws(), times, None, lognormal_neighbours, pseudo_huber, inverse_gap
         )
-    torch.testing.assert_close(found, expected, atol=0.0, rtol=0.0)
-    # of eight draws some are at t = 1, where sampling begins: none may count for nothing
-    assert (expected > 0.0).all()
+    torch.testing.assert_close(student(data, draws()), expected, atol=0.0, rtol=0.0)
+
+
+def test_where_sampling_begins_neighbours_have_weight():
+    schedule = model(teacher()).student.denoiser.schedule
+    times = discretisation(schedule, 8, START, T_MIN)
+    assert float(times[0]) == pytest.approx(START) and float(times[-1]) == pytest.approx(T_MIN)
+    assert (inverse_gap(schedule, times[:-1], times[1:]) > 0.0).all()
 
 
 def test_training_asks_no_teacher():
     data = batch()
     with_parent, alone = model(teacher(), "training"), model(None, "training")
     assert alone.parent is None
-    for part in ("student", "target"):
-        getattr(alone, part).load_state_dict(getattr(with_parent, part).state_dict())
+    alone.student.load_state_dict(with_parent.student.state_dict())
     losses = alone(data, draws())
     shaken(with_parent.parent, seed=9)  # type: ignore[arg-type]
     torch.testing.assert_close(with_parent(data, draws()), losses, atol=0.0, rtol=0.0)
@@ -101,23 +100,11 @@ def test_only_the_student_learns_and_its_loss_falls(how):
     assert student.parent is not None and all(p.grad is None for p in student.parent.parameters())
 
 
-def test_the_target_is_an_average_of_the_student():
-    student = model(teacher())
-    at_first = [p.clone() for p in student.target.parameters()]
-    shaken(student.student, seed=8)
-    for _ in range(3):
-        student(batch(), draws())
-    moved = zip(at_first, student.target.parameters(), student.student.parameters(), strict=True)
-    for old, mine, new in moved:
-        torch.testing.assert_close(mine, new + (old - new) * student.decay**3, atol=1e-6, rtol=1e-5)
-        assert not mine.requires_grad
-
-
 def test_what_is_at_the_end_of_the_flow_stays():
     student = model(teacher())
     shaken(student.student, seed=6)
     x = batch()["image"]
-    at = torch.full((8,), float(student.times[-1]), dtype=torch.float64)
+    at = torch.full((8,), T_MIN, dtype=torch.float64)
     stays = consistency_function(student.student.denoiser, x, at, {"label": batch()["label"]}, T_MIN)
     torch.testing.assert_close(stays, x, atol=1e-6, rtol=0.0)
 
