@@ -5,7 +5,7 @@
 The network is `UNet2d` with the weights of ``pretrained/digits-ddpm``; diffusers gets it behind the interface of its
 own U-Net, which costs a few attribute look-ups a step. Both draw 8x8 images with the same DDIM on the same 50 of 1,000
 steps from the same noise and return numpy arrays; the runs alternate, and what is compared are neighbours in time.
-With ``--compiled`` also the whole loop as one CUDA graph or compiled function (`diffusion_core.capture`), and diffusers'
+With ``--compiled`` also the whole loop as one CUDA graph or compiled function (`diffusion_core.capture`), and their
 pipeline with its network compiled. On a GPU: ``--device cuda --compiled``.
 """
 

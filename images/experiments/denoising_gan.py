@@ -30,7 +30,8 @@ def how(name: str, steps: int = STEPS) -> Sampling:
 
 
 def models(lab: Lab) -> dict[str, Trained]:
-    """The Gaussian model, and the adversarial one with and without its latent: the same network and steps of training."""
+    """The Gaussian model, and the adversarial one with and without its latent: the same network and steps of "
+    "training."""
     gaussian = lab.train("system=conditional")
     return {
         DDPM: gaussian,
@@ -63,20 +64,27 @@ def experiment(lab: Lab) -> Report:
 
     return Report(
         title="Denoising diffusion GAN",
-        source="Xiao, Kreis & Vahdat 2022, Tackling the Generative Learning Trilemma with Denoising Diffusion GANs (arXiv "
+        source="Xiao, Kreis & Vahdat 2022, Tackling the Generative Learning Trilemma with Denoising Diffusion GANs "
+        "(arXiv "
         "2112.07804)",
-        idea="In few large steps the way back is no longer Gaussian. A generator draws it: an image from x_t and a random "
-        "latent z, put through the posterior; a discriminator judges pairs (x_s, x_t), so that one x_t can have several "
+        idea="In few large steps the way back is no longer Gaussian. A generator draws it: an image from x_t and a "
+        "random "
+        "latent z, put through the posterior; a discriminator judges pairs (x_s, x_t), so that one x_t can have "
+        "several "
         "answers.",
-        published="CIFAR-10 in 4 steps: FID 3.75, recall 0.57; without the latent both are worse (as we remember it). Here: "
+        published="CIFAR-10 in 4 steps: FID 3.75, recall 0.57; without the latent both are worse (as we remember "
+        "it). Here: "
         "small images with labels; the generator is the network of the diffusion models, trained for as many steps as "
         "they are.",
         variants=variants,
-        criterion=f"In {STEPS} steps the adversarial model's FD below that of the Gaussian model by DDPM and by DDIM, and its "
+        criterion=f"In {STEPS} steps the adversarial model's FD below that of the Gaussian model by DDPM and by "
+        f"DDIM, and its "
         "recall above that without a latent (95 % intervals apart).",
         shown=better == [DDPM, DDIM] and fuller,
-        verdict=f"In {STEPS} steps by DDPM, by DDIM, adversarial, adversarial without a latent: FD {line('FD')}, precision "
-        f"{line('precision')}, recall {line('recall')}. The Gaussian model in {WHOLE} steps: FD {whole['FD'].value:.2f}, "
+        verdict=f"In {STEPS} steps by DDPM, by DDIM, adversarial, adversarial without a latent: FD {line('FD')}, "
+        f"precision "
+        f"{line('precision')}, recall {line('recall')}. The Gaussian model in {WHOLE} steps: FD "
+        f"{whole['FD'].value:.2f}, "
         f"recall {whole['recall'].value:.2f}.",
         samples=drawn[GAN],
         figure=_figure(found, whole, drawn),

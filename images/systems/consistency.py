@@ -1,7 +1,7 @@
 """Consistency models: one jump from anywhere on the flow to its beginning.
 
-Source: Song et al. 2023, "Consistency models" (arXiv 2303.01469); Song & Dhariwal 2023, "Improved techniques for training
-consistency models" (arXiv 2310.14189).
+Source: Song et al. 2023, "Consistency models" (arXiv 2303.01469); Song & Dhariwal 2023, "Improved techniques for
+training consistency models" (arXiv 2310.14189).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Consistency(Student):
             noise of ``x_t``, and no teacher is asked: there need be none.
         levels: steps of the grid on which neighbours are.
 
-    Source: Song et al. 2023, algorithms 1 to 3, with the neighbours, the distance, the weight and the target (the student
-    itself) of Song & Dhariwal 2023; there the number of levels grows while training.
+    Source: Song et al. 2023, algorithms 1 to 3, with the neighbours, the distance, the weight and the target (the
+    student itself) of Song & Dhariwal 2023, where the number of levels grows while training.
     """
 
     def __init__(self, parts: Parts, how: str = "distillation", levels: int = 18) -> None:
