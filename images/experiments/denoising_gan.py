@@ -30,8 +30,7 @@ def how(name: str, steps: int = STEPS) -> Sampling:
 
 
 def models(lab: Lab) -> dict[str, Trained]:
-    """The Gaussian model, and the adversarial one with and without its latent: the same network and steps of "
-    "training."""
+    """The Gaussian model, and the adversarial one with and without its latent: one network, one number of steps."""
     gaussian = lab.train("system=conditional")
     return {
         DDPM: gaussian,

@@ -73,8 +73,10 @@ class DenoisingGan(System):
         latent: size of z; 0: none, the generator is a function of x_t alone.
         r1_weight: of the gradient penalty.
         width: of the discriminator.
+        pace: learning rate of the generator in units of the discriminator's, which has to keep up with it.
 
-    Source: Xiao et al. 2022, section 3.2. `Sampling` does not count: training fixes the steps.
+    Source: Xiao et al. 2022, section 3.2; the two rates Heusel et al. 2017 (arXiv 1706.08500). `Sampling` does not
+    count: training fixes the steps.
     """
 
     def __init__(
@@ -83,17 +85,23 @@ class DenoisingGan(System):
         steps: int = 4,
         latent: int = 32,
         r1_weight: float = 0.05,
-        width: int = 32,
+        width: int = 48,
+        pace: float = 0.2,
     ) -> None:
         super().__init__(parts)
-        if min(steps, width) < 1 or latent < 0 or r1_weight < 0.0:
+        if min(steps, width) < 1 or latent < 0 or r1_weight < 0.0 or not pace > 0.0:
             raise WorkbenchError(
-                f"system: got steps={steps}, latent={latent}, r1_weight={r1_weight}, width={width}; expected "
-                "steps and width of at least 1, and no negative number."
+                f"system: got steps={steps}, latent={latent}, r1_weight={r1_weight}, width={width}, pace={pace}; "
+                "expected steps and width of at least 1, pace above 0, and no negative number."
             )
         self.generator = parts.network(latent_dim=latent)
         self.discriminator = Discriminator(parts.shape[0], parts.shape[1], parts.n_classes, width)
         self.schedule, self.steps, self.latent, self.r1_weight = parts.schedule, steps, latent, r1_weight
+        self.pace = pace
+        # one optimizer, whose steps do not depend on a gradient's length: a step of a weight in units of `pace` is
+        # shorter by `pace`
+        for weight in self.generator.parameters():
+            weight.data /= pace
 
     @property
     def times(self) -> Times:
@@ -105,9 +113,10 @@ class DenoisingGan(System):
         return {"label": labels} if self.n_classes else {}
 
     def generate(self, x_t: Tensor, z: Tensor, t: Times, cond: dict[str, Tensor]) -> Tensor:
-        """``G(x_t, z, t)``, an image."""
+        """``G(x_t, z, t)``, an image in (-1, 1)."""
         latent = {"latent": z} if self.latent else {}
-        return self.generator(x_t, t.to(x_t.dtype), cond | latent)
+        weights = {name: self.pace * weight for name, weight in self.generator.named_parameters()}
+        return torch.tanh(functional_call(self.generator, weights, (x_t, t.to(x_t.dtype), cond | latent)))
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> Float[Tensor, " batch"]:
         x0, cond = batch["image"], self.condition(batch["label"])

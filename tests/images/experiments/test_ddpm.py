@@ -9,9 +9,8 @@ import torch
 
 from diffusion_core.noise import PerSample
 from diffusion_core.schedule import linear_betas
-from images.experiments import bits, ddpm
+from images.experiments import ddpm
 from images.lab import Lab
-from images.systems.diffusion import Diffusion
 from tests.images.experiments.exact import MEAN, STD, gaussian
 from tests.images.experiments.leaf import check_loss_falls
 from tests.images.experiments.rows import check_row, short_lab
@@ -60,15 +59,6 @@ def test_mixed_noise_is_as_loud_as_noise():
     torch.testing.assert_close(seen.x[[0, -1]], 0.01 * z)
     # 5 standard errors of a variance of 4,096 pixels
     assert (seen.x.var((1, 2, 3)) / 1e-4 - 1.0).abs().max() < 5.0 * (2.0 / 4096) ** 0.5
-
-
-def test_bits_need_as_many_levels_as_the_data_have(lab):
-    model = lab.train("system=ddpm").component
-    assert isinstance(model, Diffusion) and lab.test_data.levels == 17
-    seen = replace(lab.test_data, levels=256)
-    coarse, fine = (float(bits.by_bound(model, data, 20, 3).mean()) for data in (lab.test_data, seen))
-    # 16 times as many levels are to be told
-    assert fine - coarse == pytest.approx(4.0, abs=0.2)
 
 
 def test_the_leaf_is_a_system_whose_loss_falls():
