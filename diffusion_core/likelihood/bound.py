@@ -166,9 +166,7 @@ class Steps:
         # of other rows nobody asked for the decoder, and a far estimate (eps where hardly any signal is) would have the
         # probability 0 and a gradient of 0 times infinity: they get the last row's variance and the data themselves
         near = torch.where(align(last, x0).bool(), x0_hat, x0)
-        decoded = total(
-            self.decoder(x0, near, self._log_variance(torch.full_like(rows, len(self) - 1), x0, fraction))
-        )
+        decoded = total(self.decoder(x0, near, self._log_variance(torch.full_like(rows, len(self) - 1), x0, fraction)))
         return torch.where(last, -decoded, divergence)
 
     def _log_variance(self, rows: Tensor, x0: Tensor, fraction: Tensor | None) -> Tensor:
