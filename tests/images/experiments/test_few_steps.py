@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_every_student_takes_half_of_the_steps_and_all_together_no_more_training
     for name in ("quick", "full"):
         tier = Lab(TIERS[name])
         counts = halvings(tier)
-        assert counts[-1] == 1 and all(a == 2 * b for a, b in zip(counts[:-1], counts[1:], strict=True))
+        assert counts[-1] == 1 and all(a == 2 * b for a, b in pairwise(counts))
         assert (len(counts) - 1) * (tier.steps // 6) <= tier.steps
 
 
