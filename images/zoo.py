@@ -32,6 +32,7 @@ FULL = ("task=scenes", "preset=cpu", "network=unet2d_small")
 SHARED: dict[str, tuple[str, ...]] = {
     "digits-ddpm": (*QUICK, "system=ddpm"),
     "digits-conditional": (*QUICK, "system=conditional"),
+    "scenes-conditional": (*FULL, "system=conditional"),
 }
 """The checkpoints that ship (config, seed, recipe and sha256 in each; at most 4 MB), and the words that train them."""
 

@@ -94,9 +94,9 @@ def experiment(lab: Lab) -> Report:
         figure=_figure(fd, found, drawn, whole),
         notes=f"FD of consistency models have standard errors of up to {error:.2f}. Distances are root mean squares "
         f"over pixels in [-1, 1], to what the teacher draws from the same noise in {WHOLE} steps. Samples: one step of "
-        "the distilled model. Tried before, at the quick tier: with even times, equal weights and the student itself as "
-        "target errors add up from level to level, and the distilled model forgets its teacher (FD 20 in 1 step); an "
-        "averaged target mended that at 8 levels (0.36).",
+        "the distilled model. Tried before, at the quick tier: with even times, equal weights and the student itself "
+        "as target errors add up from level to level, and the distilled model forgets its teacher (FD 20 in 1 step); "
+        "an averaged target mended that at 8 levels (0.36).",
     )
 
 

@@ -23,7 +23,6 @@ DDPM, DDIM = "Gaussian steps, DDPM", "Gaussian steps, DDIM"
 GAN, BLIND = "adversarial steps", "adversarial, without z"
 COLOURS = {DDPM: MUTED, DDIM: WARM, GAN: ACCENT, BLIND: INK}
 SHOWN = ("FD", "precision", "recall")
-RATE = "train.learning_rate=0.001"
 
 
 def how(name: str, steps: int = STEPS) -> Sampling:
@@ -37,8 +36,8 @@ def models(lab: Lab) -> dict[str, Trained]:
     return {
         DDPM: gaussian,
         DDIM: gaussian,
-        GAN: lab.train("system=denoising_gan", RATE),
-        BLIND: lab.train("system=denoising_gan", "system.latent=0", RATE),
+        GAN: lab.train("system=denoising_gan"),
+        BLIND: lab.train("system=denoising_gan", "system.latent=0"),
     }
 
 
@@ -52,7 +51,7 @@ def experiment(lab: Lab) -> Report:
         drawn[name] = lab.draw(trained, how(name))
         found[name] = lab.measure(drawn[name], labels)
         variants.append(Variant(f"{name}, {STEPS} steps", found[name], [trained.command]))
-    more = [(DDIM, WHOLE), *((name, steps) for name in (DDPM, DDIM) for steps in FEWER)]
+    more = [(DDIM, WHOLE), (DDPM, 2), *((DDIM, steps) for steps in FEWER)]
     beside = {(name, steps): lab.measure(lab.draw(nets[name], how(name, steps)), labels) for name, steps in more}
     whole = beside[DDIM, WHOLE]
     for (name, steps), metrics in beside.items():
@@ -90,9 +89,9 @@ def experiment(lab: Lab) -> Report:
         samples=drawn[GAN],
         figure=_figure(found, whole, drawn),
         notes=f"FD have standard errors of up to {error:.2f}. One step of adversarial training takes about one and a "
-        "half times as long as one of the Gaussian model. The generator learns at a fifth of the discriminator's rate: "
-        "at the same rate the discriminator was at chance from the hundredth step on. Samples: the adversarial model, "
-        f"{STEPS} steps.",
+        "half times as long as one of the Gaussian model. The generator learns at a fifth of the discriminator's rate "
+        "and its answer is bounded: in pilots at one rate the discriminator was at chance after a hundred steps. "
+        f"Samples: the adversarial model, {STEPS} steps.",
     )
 
 
@@ -104,7 +103,8 @@ def _figure(found: dict[str, dict[str, Estimate]], whole: dict[str, Estimate], d
             axis.bar(i, metrics[key].value, yerr=metrics[key].stderr, color=COLOURS[name], width=0.7, label=name)
         axis.axhline(whole[key].value, color=INK, lw=1, ls=":", label=f"DDIM, {WHOLE} steps")
         axis.set(title=key, xticks=[])
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].set_ylim(top=1.6 * axes[0, 0].get_ylim()[1])
+    axes[0, 0].legend(fontsize=7, loc="upper left")
     rows = torch.stack([images[:20] for images in drawn.values()])
     panels.sheet(panels.across(figure, axes, 1), rows, list(drawn), f"{STEPS} steps")
     return figure

@@ -120,8 +120,8 @@ def _figure(found: dict, images: dict[str, Tensor]) -> Figure:
     names = [name.removeprefix("one level, ") for name in found]
     axes[0, 0].barh(names, [e.value for e in values], xerr=[e.stderr for e in values], color=colours)
     axes[0, 0].invert_yaxis()
-    axes[0, 0].set(xlabel="FD to held-out images", xscale="log")
-    picked = [*list(found)[: len(SINGLE)], *(f"annealed, {k} per level" for k in (JUDGED, PER_LEVEL[-1]))]
+    axes[0, 0].set(xlabel="FD to held-out images")
+    picked = [*list(found)[: len(SINGLE)], *(f"annealed, {k} per level" for k in PER_LEVEL[-2:])]
     rows = torch.stack([images[name][:12] for name in picked])
     short = [name.removeprefix("one level, ").removesuffix(" per level") for name in picked]
     panels.sheet(axes[0, 1], rows, short, "samples")

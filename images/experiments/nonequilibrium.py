@@ -112,7 +112,7 @@ def _figure(
     found = [v.metrics["FD"] for v in shown]
     axes[0, 0].barh(short, [e.value for e in found], xerr=[e.stderr for e in found], color=colours)
     axes[0, 0].invert_yaxis()
-    axes[0, 0].set(xlabel="FD to held-out images", xscale="log")
+    axes[0, 0].set(xlabel="FD to held-out images")
     panels.curve(axes[0, 1], list(falling), [bits.mean(b) for b in falling.values()], "2015", WARM)
     panels.over_steps(axes[0, 1], list(falling), "bits per dimension")
     axes[0, 1].axhline(fit.value, color=MUTED, ls="--", label="Gaussian fit")
