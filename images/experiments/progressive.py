@@ -124,7 +124,7 @@ def _figure(
             panels.curve(axis, list(measured[name]), list(measured[name].values()), name, colour)
         axis.legend(fontsize=8)
     panels.over_steps(axes[0, 0], counts, "FD to held-out images", log=True)
-    panels.over_steps(axes[0, 1], counts, DISTANCE)
+    panels.over_steps(axes[0, 1], counts[1:], DISTANCE)
     rows = torch.stack([drawn[TEACHER][counts[0]][:20]] + [drawn[TEACHER][n][:20] for n in JUDGED])
     ours = torch.stack([drawn[TEACHER][counts[0]][:20]] + [drawn[STUDENTS][n][:20] for n in JUDGED])
     names = [f"{n} steps" if n > 1 else "1 step" for n in (counts[0], *JUDGED)]
