@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from diffusion_core.checkpoint import listing, load
 from diffusion_core.configure import Schema, save, typed
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.run import Run
@@ -46,6 +47,25 @@ def open_run(config: Resumable, name: str, distributed: PartialState) -> Run:
         save(config, new.path / "config.yaml")
         paths = [str(new.path)]
     return Run(Path(broadcast_object_list(paths)[0]), distributed.is_main_process)
+
+
+def require_same_data(run: Run, provenance: str, what: str = "data") -> None:
+    """Go on only if the run, where it has a checkpoint, learned from the data at hand.
+
+    Args:
+        provenance: of the data at hand.
+        what: they are.
+
+    Raises:
+        WorkbenchError: it learned from others.
+    """
+    for path in listing(run.path)[-1:]:
+        before = load(path).meta["data"]
+        if before != provenance:
+            raise WorkbenchError(
+                f"resume: these are not the {what} this run began with; got {provenance}, expected {before}: put them "
+                "back, or start anew."
+            )
 
 
 def resumable(schema: type[Schema], values: Any) -> Schema:

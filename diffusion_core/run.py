@@ -148,6 +148,19 @@ def launch(main: Callable[[], None]) -> None:
             raise WorkbenchError(f"{text} (python -m {_module()} --help lists every key)") from error
 
 
+def options(program: str, defaults: dict[str, str]) -> dict[str, str]:
+    """The ``name=value`` words of a command that has no configuration, over its defaults.
+
+    Raises:
+        WorkbenchError: a word is none of these.
+    """
+    words = dict(word.partition("=")[::2] for word in sys.argv[1:])
+    if unknown := words.keys() - defaults.keys():
+        known = ", ".join(f"{name}=..." for name in defaults)
+        raise WorkbenchError(f"{program}: got {', '.join(sorted(unknown))}; expected some of {known}.")
+    return defaults | words
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Inside, a user error ends the process with one line and status 2, Ctrl-C with one line and status 130.

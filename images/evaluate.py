@@ -32,7 +32,7 @@ from images.data.pictures import Pictures, save_grid
 from images.data.sources import load
 from images.model import find, restore, sampling
 from images.scenes import judge as scenes
-from images.systems import Sampling, System
+from images.systems import Component, Sampling, System
 
 logger = logging.getLogger("workbench.images")
 
@@ -100,8 +100,7 @@ def judge_of(task: TaskConfig) -> tuple[str, Judge]:
         return "pixels-8x8", _pixels
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor]:
-        here = extractor.to(images.device)
-        return here.features(images), here.probabilities(images)
+        return extractor.to(images.device)(images)
 
     return extractor.id, judge
 
@@ -149,14 +148,14 @@ def _scenes_read(images: Images, asked: Int64[Tensor, " n"] | None) -> dict[str,
 
 
 def evaluate(
-    saved: Checkpoint, evaluation: EvaluationConfig, config: ImagesConfig, run: Run
+    component: Component, saved: Checkpoint, config: ImagesConfig, run: Run
 ) -> tuple[dict[str, Any], Images | None]:
-    """Judge one checkpoint; returns its results and its images.
+    """Judge what was restored from one checkpoint; returns its results and its images.
 
     Args:
         config: the checkpoint's configuration, with the sampler to use.
     """
-    component, _ = restore(saved)
+    evaluation = config.evaluation
     if torch.cuda.is_available():
         component = component.cuda()
     if not isinstance(component, System):
@@ -192,11 +191,10 @@ def evaluate(
 
 
 def evaluate_and_report(
-    saved: Checkpoint, out: Path, command: str, run: Run, config: ImagesConfig | None = None
+    component: Component, saved: Checkpoint, config: ImagesConfig, out: Path, command: str, run: Run
 ) -> dict[str, Any]:
-    """Judge a checkpoint and write ``evaluation.json``, ``samples.png`` and ``report.html`` into ``out``."""
-    config = config or typed(ImagesConfig, saved.config)
-    found, images = evaluate(saved, config.evaluation, config, run)
+    """`evaluate` and write ``evaluation.json``, ``samples.png`` and ``report.html`` into ``out``."""
+    found, images = evaluate(component, saved, config, run)
     found["command"] = command
     make_folder(out)
     results.write_json(out / "evaluation.json", found)
@@ -243,7 +241,7 @@ def with_sampler(
 def run(request: EvaluateConfig) -> dict[str, Any]:
     """Judge what ``request`` names."""
     saved = find(request.checkpoint)
-    _, config = restore(saved, request.expect_system)
+    component, config = restore(saved, request.expect_system)
     config = with_sampler(config, request.sampler, request.grid, request.steps, request.guidance_scale)
     own = config.evaluation
     config.evaluation = EvaluationConfig(
@@ -252,7 +250,8 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
     home = checkpoint.run_of(saved.path)
     name = "evaluation-" + request.checkpoint.strip("/").replace("/", "-")
     out = make_folder(Path(request.out) if request.out else (home / "evaluation" if home else Path("runs") / name))
-    return evaluate_and_report(saved, out, "python -m images.evaluate " + shlex.join(sys.argv[1:]), Run(out), config)
+    command = "python -m images.evaluate " + shlex.join(sys.argv[1:])
+    return evaluate_and_report(component, saved, config, out, command, Run(out))
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="evaluate")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from diffusion_core import checkpoint, results
 from diffusion_core.checkpoint import Checkpoint
 from diffusion_core.draws import Draws
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.run import Run, launch
+from diffusion_core.run import Run, launch, options
 from diffusion_core.train import TrainConfig, fit
 from images.config import TaskConfig
 from images.data import sources
@@ -128,20 +127,12 @@ class Extractor:
     sha256: str
 
     def features(self, images: Float[Tensor, "n c h w"], batch: int = 500) -> Float[Tensor, "n 64"]:
-        """Features of images in [-1, 1]; values beyond are clipped, as a picture's would be.
-
-        Raises:
-            WorkbenchError: images of another shape than the network's.
-        """
-        return self._run(images, batch)[0]
+        """The features alone."""
+        return self(images, batch)[0]
 
     def probabilities(self, images: Float[Tensor, "n c h w"], batch: int = 500) -> Float[Tensor, "n classes"]:
-        """Class probabilities of images in [-1, 1].
-
-        Raises:
-            WorkbenchError: images of another shape than the network's.
-        """
-        return self._run(images, batch)[1]
+        """The class probabilities alone."""
+        return self(images, batch)[1]
 
     def to(self, device: torch.device | str) -> Extractor:
         """Itself, its network moved to ``device``."""
@@ -156,7 +147,14 @@ class Extractor:
         return first.in_channels, self.network.size, self.network.size
 
     @torch.no_grad()
-    def _run(self, images: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Float[Tensor, "n c h w"], batch: int = 500
+    ) -> tuple[Float[Tensor, "n 64"], Float[Tensor, "n classes"]]:
+        """Features and class probabilities of images in [-1, 1]; values beyond are clipped, as a picture's would be.
+
+        Raises:
+            WorkbenchError: images of another shape than the network's, or values that are not finite.
+        """
         if tuple(images.shape[1:]) != self.shape:
             raise WorkbenchError(f"{self.id}: got images of {tuple(images.shape[1:])}; expected {self.shape}.")
         if not torch.isfinite(images).all():
@@ -271,19 +269,16 @@ def train(task: TaskConfig, run: Run, config: TrainConfig | None = None, seed: i
 
 def main() -> None:
     """``python -m images.features task=digits [runs=FOLDER]``: train, and say where the checkpoint is."""
-    words = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    words = options("features", {"task": "", "runs": "runs", "seed": "0"})
     there = sorted(p.stem for p in TASKS.glob("*.yaml"))
-    if words.get("task") not in there or words.keys() - {"task", "runs", "seed"} or len(words) != len(sys.argv) - 1:
-        raise WorkbenchError(
-            f"features: got {' '.join(sys.argv[1:]) or 'nothing'}; expected task=NAME [runs=FOLDER] [seed=N] with a "
-            f"task of {', '.join(there)}."
-        )
-    if not words.get("seed", "0").isdecimal():
+    if words["task"] not in there:
+        raise WorkbenchError(f"features: got task={words['task']}; expected task=NAME of {', '.join(there)}.")
+    if not words["seed"].isdecimal():
         raise WorkbenchError(f"seed: got {words['seed']}; expected a number, at least 0.")
     values = OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(TASKS / f"{words['task']}.yaml"))
     task = OmegaConf.to_object(values)
     assert isinstance(task, TaskConfig)
-    train(task, Run.create(Path(words.get("runs", "runs")), f"features-{task.name}"), seed=int(words.get("seed", 0)))
+    train(task, Run.create(Path(words["runs"]), f"features-{task.name}"), seed=int(words["seed"]))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.report import Page
-from diffusion_core.run import launch, make_folder
+from diffusion_core.run import launch, make_folder, options
 from images.experiments import EXPERIMENTS
 from images.reference import OUT
 
@@ -109,15 +108,11 @@ def build(results: Path, tiers: tuple[str, ...], out: Path) -> Path:
 
 def main() -> None:
     """Read the words of the command, and build."""
-    words = dict(word.partition("=")[::2] for word in sys.argv[1:])
-    known = {"tier": "all", "results": str(OUT), "out": "runs/gallery/index.html"}
-    if unknown := words.keys() - known.keys():
-        raise WorkbenchError(f"gallery: got {', '.join(sorted(unknown))}; expected some of {', '.join(known)}.")
-    options = known | words
-    if options["tier"] not in (*TIERS, "all"):
-        raise WorkbenchError(f"tier: got {options['tier']}; expected quick, full or all.")
-    tiers = TIERS if options["tier"] == "all" else (options["tier"],)
-    build(Path(options["results"]), tiers, Path(options["out"]))
+    words = options("gallery", {"tier": "all", "results": str(OUT), "out": "runs/gallery/index.html"})
+    if words["tier"] not in (*TIERS, "all"):
+        raise WorkbenchError(f"tier: got {words['tier']}; expected quick, full or all.")
+    tiers = TIERS if words["tier"] == "all" else (words["tier"],)
+    build(Path(words["results"]), tiers, Path(words["out"]))
 
 
 if __name__ == "__main__":

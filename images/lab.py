@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,8 @@ class Lab:
     def train(self, *words: str, parent: Trained | None = None) -> Trained:
         """The system that ``python -m images.train <tier's words> <words>`` trains; the later word for a key wins."""
         every = merged((*self.tier.words, *words))
-        saved = zoo.trained(every, self.zoo, None if parent is None else parent.saved)
-        component, config = restore(saved)
-        config = replace(configuration(every), parent=config.parent, parent_config=config.parent_config)
+        saved, config = zoo.trained(every, self.zoo, None if parent is None else parent.saved)
+        component, _ = restore(saved)
         extra = "" if parent is None else f" parent=<run of: {parent.command}>"
         return Trained(component, config, saved, "python -m images.train " + " ".join(every) + extra)
 

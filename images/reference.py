@@ -20,7 +20,7 @@ import torch
 from diffusion_core import results
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.report import save_figure
-from diffusion_core.run import launch, make_folder
+from diffusion_core.run import launch, make_folder, options
 from images.data.pictures import save_grid
 from images.experiments import EXPERIMENTS
 from images.lab import TIERS, Lab, Report
@@ -70,29 +70,27 @@ def run(name: str, lab: Lab, out: Path) -> Report:
 
 def main() -> None:
     """Read the words of the command, and run what is still to be done."""
-    words = dict(word.partition("=")[::2] for word in sys.argv[1:])
-    known = {"tier": "quick", "only": "", "again": "false", "jobs": "1", "out": str(OUT), "zoo": "runs/zoo"}
-    if unknown := words.keys() - known.keys():
-        raise WorkbenchError(f"reference: got {', '.join(sorted(unknown))}; expected some of {', '.join(known)}.")
-    options = known | words
-    if options["tier"] not in TIERS:
-        raise WorkbenchError(f"tier: got {options['tier']}; expected one of {', '.join(TIERS)}.")
-    if not options["jobs"].isdecimal() or int(options["jobs"]) < 1:
-        raise WorkbenchError(f"jobs: got {options['jobs']}; expected a number of processes, at least 1.")
-    if options["again"] not in ("true", "false"):
-        raise WorkbenchError(f"again: got {options['again']}; expected true or false.")
-    names = tuple(options["only"].split(",")) if options["only"] else EXPERIMENTS
+    words = options(
+        "reference", {"tier": "quick", "only": "", "again": "false", "jobs": "1", "out": str(OUT), "zoo": "runs/zoo"}
+    )
+    if words["tier"] not in TIERS:
+        raise WorkbenchError(f"tier: got {words['tier']}; expected one of {', '.join(TIERS)}.")
+    if not words["jobs"].isdecimal() or int(words["jobs"]) < 1:
+        raise WorkbenchError(f"jobs: got {words['jobs']}; expected a number of processes, at least 1.")
+    if words["again"] not in ("true", "false"):
+        raise WorkbenchError(f"again: got {words['again']}; expected true or false.")
+    names = tuple(words["only"].split(",")) if words["only"] else EXPERIMENTS
     if strangers := set(names) - set(EXPERIMENTS):
         raise WorkbenchError(f"only: got {', '.join(sorted(strangers))}; expected some of {', '.join(EXPERIMENTS)}.")
-    out = Path(options["out"])
-    todo = [n for n in names if options["again"] == "true" or not (out / options["tier"] / n / "row.json").exists()]
+    out = Path(words["out"])
+    todo = [n for n in names if words["again"] == "true" or not (out / words["tier"] / n / "row.json").exists()]
     logger.info("%d of %d experiments to run", len(todo), len(names))
     torch.set_num_threads(1)
-    if int(options["jobs"]) == 1:
-        lab = Lab(TIERS[options["tier"]], Path(options["zoo"]))
+    if int(words["jobs"]) == 1:
+        lab = Lab(TIERS[words["tier"]], Path(words["zoo"]))
         failed = [name for name in todo if not _attempted(name, lab, out)]
     else:
-        failed = _side_by_side(todo, options)
+        failed = _side_by_side(todo, words)
     if failed:
         raise WorkbenchError(f"reference: {', '.join(failed)} failed, as shown above; all others are written.")
 
@@ -106,13 +104,13 @@ def _attempted(name: str, lab: Lab, out: Path) -> bool:
     return True
 
 
-def _side_by_side(todo: list[str], options: dict[str, str]) -> list[str]:
+def _side_by_side(todo: list[str], words: dict[str, str]) -> list[str]:
     """Each experiment in a process of its own, so many at once; those that failed."""
     waiting, running, failed = list(todo), dict[str, subprocess.Popen[bytes]](), list[str]()
-    shared = [f"{key}={options[key]}" for key in ("tier", "out", "zoo")]
+    shared = [f"{key}={words[key]}" for key in ("tier", "out", "zoo")]
     try:
         while waiting or running:
-            while waiting and len(running) < int(options["jobs"]):
+            while waiting and len(running) < int(words["jobs"]):
                 name = waiting.pop(0)
                 command = [sys.executable, "-m", "images.reference", *shared, f"only={name}", "again=true"]
                 running[name] = subprocess.Popen(command)

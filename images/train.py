@@ -16,14 +16,13 @@ from omegaconf import DictConfig
 
 from diffusion_core import checkpoint, results
 from diffusion_core.configure import plain
-from diffusion_core.errors import WorkbenchError
-from diffusion_core.resume import open_run, resumable
+from diffusion_core.resume import open_run, require_same_data, resumable
 from diffusion_core.run import Run, launch, one_line_errors
 from diffusion_core.train import fit, processes
 from images import evaluate
 from images.config import ImagesConfig
 from images.data.sources import load
-from images.model import adopt, assemble, sampling, with_parent
+from images.model import adopt, assemble, restore, sampling, with_parent
 from images.systems import Component
 from images.systems.diffusion import Diffusion
 
@@ -33,29 +32,25 @@ logger = logging.getLogger("workbench.images")
 def train(config: ImagesConfig, here: Run) -> Component:
     """Train what ``config`` describes in the run ``here``, or go on there; returns the average of its weights.
 
+    Args:
+        config: with that of the parent, if it names one: see `model.with_parent`.
+        here: a folder, new or of the same training.
+
     Raises:
         WorkbenchError: the data or the configuration do not fit.
     """
     device = processes().device
     torch.manual_seed(config.train.seed)
     data = load(config.task, "train").to(device)
-    config = with_parent(config)
     component = assemble(config, data.n_classes)
-    newest = checkpoint.listing(here.path)[-1:]
-    if not newest:  # a checkpoint holds the parent's weights, too, and the parent may be gone
+    if not checkpoint.listing(here.path):  # a checkpoint holds the parent's weights, too, and the parent may be gone
         component = adopt(component, config)
     if isinstance(component, Diffusion):
         # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
         component.denoiser.bind(sampling(config).table(component.denoiser.schedule).times)
     trained = sum(p.numel() for p in component.parameters() if p.requires_grad)
     logger.info("data: %s\nrun: %s; %d parameters", data.provenance, here.path, trained)
-    for path in newest:
-        before = checkpoint.load(path).meta["data"]
-        if before != data.provenance:
-            raise WorkbenchError(
-                f"resume: these are not the images this run began with; got {data.provenance}, expected {before}: put "
-                "them back, or start anew."
-            )
+    require_same_data(here, data.provenance, "images")
     meta = {
         "domain": "images",
         "task": config.task.name,
@@ -78,7 +73,9 @@ def run(config: ImagesConfig) -> Path:
     train(config, here)
     if distributed.is_main_process:
         command = "python -m images.train " + shlex.join(sys.argv[1:])
-        evaluate.evaluate_and_report(checkpoint.find(here.path), here.path / "evaluation", command=command, run=here)
+        saved = checkpoint.find(here.path)
+        component, config = restore(saved)
+        evaluate.evaluate_and_report(component, saved, config, here.path / "evaluation", command, here)
     return here.path
 
 

@@ -13,6 +13,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +54,34 @@ def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def trained(overrides: Sequence[str], folder: Path, parent: Checkpoint | None = None) -> Checkpoint:
+@cache
+def _shared() -> dict[str, str]:
+    """The key of each shared checkpoint."""
+    return {name: key(configuration(words)) for name, words in SHARED.items()}
+
+
+def trained(
+    overrides: Sequence[str], folder: Path, parent: Checkpoint | None = None
+) -> tuple[Checkpoint, ImagesConfig]:
     """The system that these words train: the shipped one, the one in ``folder``, or trained (or resumed) there now.
 
     Args:
         overrides: of ``python -m images.train``.
         folder: of this zoo's runs; a run is named by its `key`.
         parent: what the system is built on.
+
+    Returns:
+        The checkpoint, and the configuration of these words (whoever trained it may have had another sampler in mind).
     """
     config = configuration(overrides)
     if parent is not None:
         config.parent, config.parent_config = str(parent.path), parent.config
-    for name, words in SHARED.items():
+    for name, shared in _shared().items():
         shipped = PRETRAINED / name
-        if parent is None and (shipped / "meta.json").exists() and key(configuration(words)) == key(config):
+        if parent is None and (shipped / "meta.json").exists() and shared == key(config):
             saved = checkpoint.load(shipped)
-            if saved.meta.get("key") == key(config):
-                return saved
+            if saved.meta.get("key") == shared:
+                return saved, config
     system = str(config.system["_target_"]).rpartition(".")[2].lower()
     here = Run(make_folder(folder / f"{config.task.name}-{system}-{key(config)}"))
     with (here.path / "lock").open("w") as lock:
@@ -80,7 +92,7 @@ def trained(overrides: Sequence[str], folder: Path, parent: Checkpoint | None = 
             logger.info("zoo: training %s: %s", here.path.name, " ".join(overrides))
             save(config, here.path / "config.yaml")
             train(config, here)
-    return checkpoint.find(here.path)
+    return checkpoint.find(here.path), config
 
 
 def ship(name: str) -> Path:

@@ -23,7 +23,7 @@ from diffusion_core.configure import build, plain
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.normalize import MinMax
-from diffusion_core.resume import open_run, resumable
+from diffusion_core.resume import open_run, require_same_data, resumable
 from diffusion_core.run import Run, launch, one_line_errors
 from diffusion_core.train import fit, processes
 from policy import evaluate
@@ -118,13 +118,7 @@ def run(config: PolicyConfig) -> Path:
     # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
     policy.denoiser.bind(sampling_table(config, policy).times)
     logger.info("run: %s; %d parameters", here.path, sum(p.numel() for p in policy.denoiser.parameters()))
-    for path in checkpoint.listing(here.path)[-1:]:
-        before = checkpoint.load(path).meta["data"]
-        if before != data.provenance:
-            raise WorkbenchError(
-                f"resume: these are not the demonstrations this run began with; got {data.provenance}, expected "
-                f"{before}: put them back, or start anew."
-            )
+    require_same_data(here, data.provenance, "demonstrations")
     meta = {"domain": "policy", "task": config.task.name, "data": data.provenance, "commit": results.commit()}
     average = fit(
         policy,

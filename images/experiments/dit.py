@@ -13,7 +13,6 @@ from torch import Tensor
 from diffusion_core.report import ACCENT, INK, MUTED, WARM, subplots
 from diffusion_core.results import Estimate
 from diffusion_core.solvers import ddim
-from images.config import configuration
 from images.experiments import panels
 from images.experiments.adm import held_out_loss, operations
 from images.experiments.classifier_free import rank_correlation
@@ -35,7 +34,7 @@ MIDDLE = ("dit", 4)
 
 def experiment(lab: Lab) -> Report:
     """Sizes and patches at the same steps; gates open or closed at the start; a U-Net beside them."""
-    unit = configuration(lab.tier.words).task.patch
+    unit = lab.config.task.patch
     nets: dict[tuple[str, int], Trained] = {
         (size, patch): lab.train("system=dit", f"network={size}", f"network.patch={unit * patch}")
         for size, patches in GRID

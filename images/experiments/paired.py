@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_core.results import Estimate
-from images.config import configuration
 from images.evaluate import judge_of
 from images.lab import Lab
 from images.metrics.distance import around, frechet_distance
@@ -45,5 +44,5 @@ def distance_gap(
 
 def fd_gap(lab: Lab, a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Estimate:
     """`distance_gap` of images, by the lab's judge and held-out images."""
-    judge = judge_of(configuration(lab.tier.words).task)[1]
+    judge = judge_of(lab.config.task)[1]
     return distance_gap(judge(a)[0], judge(b)[0], judge(lab.test_data.images())[0])

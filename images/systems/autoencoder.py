@@ -15,6 +15,7 @@ from torch.func import functional_call
 from diffusion_core.distill.adversarial import HINGE
 from diffusion_core.draws import Draws
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.likelihood.decode import normal_kl
 from diffusion_core.nn.autoencoder import KlAutoencoder, PatchDiscriminator, VqAutoencoder
 from images.systems import Component, Parts
 
@@ -83,8 +84,9 @@ class Autoencoder(Component):
             return self.model.decode(z_q), error
         mean, log_variance = self.model.encode(x)
         z = mean + (0.5 * log_variance).exp() * draws.normal(mean.shape, mean.dtype).to(mean.device)
+        zero = torch.zeros(())
         # the sum over the latents, per pixel of the image: the weight is that of a loss summed over both
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).flatten(1).sum(1)
+        divergence = normal_kl(mean, log_variance, zero, zero).flatten(1).sum(1)
         return self.model.decode(z), self.kl_weight * divergence / x[0].numel()
 
     def contest(

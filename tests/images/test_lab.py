@@ -68,14 +68,14 @@ def test_the_sampler_is_not_part_of_what_was_trained(lab):
 
 def test_a_training_that_was_cut_short_goes_on(lab):
     words = (*TIERS["smoke"].words, "system=conditional", "train.steps=8", "train.checkpoint_every=4", "train.keep=2")
-    whole = zoo.trained(merged(words), lab.zoo)
+    whole, _ = zoo.trained(merged(words), lab.zoo)
     last, first = (checkpoint.listing(whole.path.parents[1])[i] for i in (-1, 0))
     weights = whole.tensors("model")
     for file in last.iterdir():
         file.unlink()
     last.rmdir()
     assert checkpoint.find(first.parents[1]).step == 4
-    again = zoo.trained(merged(words), lab.zoo)
+    again, _ = zoo.trained(merged(words), lab.zoo)
     assert again.step == 8
     assert all((again.tensors("model")[name] == value).all() for name, value in weights.items())
 
