@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import yaml
@@ -175,6 +175,36 @@ def listing(run: Path) -> list[Path]:
 def run_of(path: Path) -> Path | None:
     """The run that the checkpoint in ``path`` belongs to; None if it stands alone."""
     return path.parent.parent if path.parent.name == "checkpoints" else None
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """What every domain's request for an evaluation has."""
+
+    checkpoint: str
+    steps: int
+
+    @property
+    def sampler(self) -> Mapping[str, Any] | None: ...
+
+    @property
+    def grid(self) -> Mapping[str, Any] | None: ...
+
+
+def evaluation_folder(saved: Checkpoint, asked: Asked, others: Mapping[str, tuple[Any, Any]]) -> Path:
+    """Where an evaluation goes: beside the one that the training left, not over it, unless the same is asked for again.
+
+    Args:
+        saved: what is judged.
+        others: by name, what is asked for and what the training asked for.
+    """
+    home = run_of(saved.path)
+    words = [saved.path.name] if home and saved.path != listing(home)[-1] else []
+    words += [leaf["_target_"].rpartition(".")[2] for leaf in (asked.sampler, asked.grid) if leaf]
+    words += [f"{asked.steps}-steps"] if asked.steps else []
+    words += [f"{name}-{value}" for name, (value, own) in others.items() if value != own]
+    name = "evaluation" if home else "evaluation-" + asked.checkpoint.strip("/").replace("/", "-")
+    return (home or Path("runs")) / "-".join([name, *words])
 
 
 def find(name: str | Path, shipped: Path | None = None) -> Checkpoint:

@@ -127,7 +127,7 @@ class SampleConfig:
         n: images to draw.
         label: class by name or number; empty: all classes in turn.
         seed: of the first image; each has its own, so that a sample does not depend on its batch.
-        out: where files go.
+        out: where files go; default: a new folder of ``runs``.
     """
 
     checkpoint: str = ""
@@ -153,7 +153,7 @@ class EvaluateConfig:
     Args:
         checkpoint, expect_system, sampler, grid, steps, guidance_scale: see `SampleConfig`.
         n, batch, seed: see `EvaluationConfig`; 0 (n, batch) or null (seed): as trained.
-        out: where results go; default: ``evaluation`` in the run.
+        out: where results go; default: beside the evaluation that the training left, named by what differs.
     """
 
     checkpoint: str = ""

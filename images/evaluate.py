@@ -242,14 +242,14 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
     """Judge what ``request`` names."""
     saved = find(request.checkpoint)
     component, config = restore(saved, request.expect_system)
+    own, scale = config.evaluation, config.guidance_scale
     config = with_sampler(config, request.sampler, request.grid, request.steps, request.guidance_scale)
-    own = config.evaluation
     config.evaluation = EvaluationConfig(
         request.n or own.n, request.batch or own.batch, own.seed if request.seed is None else request.seed
     )
-    home = checkpoint.run_of(saved.path)
-    name = "evaluation-" + request.checkpoint.strip("/").replace("/", "-")
-    out = make_folder(Path(request.out) if request.out else (home / "evaluation" if home else Path("runs") / name))
+    others = {name: (getattr(config.evaluation, name), getattr(own, name)) for name in ("n", "seed")}
+    others["guidance"] = (config.guidance_scale, scale)
+    out = make_folder(Path(request.out) if request.out else checkpoint.evaluation_folder(saved, request, others))
     command = "python -m images.evaluate " + shlex.join(sys.argv[1:])
     return evaluate_and_report(component, saved, config, out, command, Run(out))
 

@@ -58,12 +58,13 @@ def run(request: SampleConfig) -> Path:
                 "label out, or name a checkpoint of system=conditional."
             )
         labels = torch.full_like(labels, label_of(request.label, saved.meta["classes"]))
-    out = make_folder(Path(request.out or "runs/sample-" + request.checkpoint.strip("/").replace("/", "-")))
-    images = generate(system, labels, sampling(config), request.seed, run=Run(out)).cpu()
-    save_images(images, out)
-    save_grid(images, out / "grid.png", min(10, len(images)))
-    logger.info("%d images are in %s", len(images), out)
-    return out
+    name = "sample-" + request.checkpoint.strip("/").replace("/", "-")
+    here = Run(make_folder(Path(request.out))) if request.out else Run.create(Path("runs"), name)
+    images = generate(system, labels, sampling(config), request.seed, run=here).cpu()
+    save_images(images, here.path)
+    save_grid(images, here.path / "grid.png", min(10, len(images)))
+    logger.info("%d images are in %s", len(images), here.path)
+    return here.path
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="sample")

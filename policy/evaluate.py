@@ -163,20 +163,6 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else "/".join(path.parts[-3:])
 
 
-def _default_out(request: EvaluateConfig, newest: Checkpoint, home: Path | None) -> Path:
-    """Beside the run's own evaluation and not over it, unless the same is asked for again."""
-    if home is None:
-        return Path("runs") / ("evaluation-" + request.checkpoint.strip("/").replace("/", "-"))
-    own = typed(PolicyConfig, newest.config).evaluation
-    words = [newest.path.name] if newest.path != checkpoint.listing(home)[-1] else []
-    words += [request.sampler["_target_"].rpartition(".")[2]] if request.sampler else []
-    words += [request.grid["_target_"].rpartition(".")[2]] if request.grid else []
-    words += [f"{request.steps}-steps"] if request.steps else []
-    words += [f"n-{request.n}"] if request.n != own.n else []
-    words += [f"seed-{request.first_seed}"] if request.first_seed != own.first_seed else []
-    return home / "-".join(["evaluation", *words])
-
-
 def _some_observations(config: PolicyConfig, seeds: Sequence[int], n_obs_steps: int, n: int = 105) -> np.ndarray:
     env = build(config.task.env, obs=config.task.obs)
     starts = [env.reset(seed=seeds[i % len(seeds)])[0] for i in range(n)]
@@ -251,7 +237,9 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
             )
         saved = [checkpoint.load(path) for path in paths[-request.last :]]
     config = with_sampler(typed(PolicyConfig, newest.config), request.sampler, request.grid, request.steps)
-    out = make_folder(Path(request.out) if request.out else _default_out(request, newest, home))
+    own = typed(PolicyConfig, newest.config).evaluation
+    others = {"n": (request.n, own.n), "seed": (request.first_seed, own.first_seed)}
+    out = make_folder(Path(request.out) if request.out else checkpoint.evaluation_folder(newest, request, others))
     command = "python -m policy.evaluate " + " ".join(sys.argv[1:])
     return evaluate_and_report(saved, config, request, out, command, Run(out))
 

@@ -62,9 +62,11 @@ def experiment(lab: Lab) -> Report:
     budget = f"train.steps={lab.steps * 6 // 10}"
     base_run = lab.train("system=low_res", budget)
     noise_run = lab.train("system=cascade", budget, parent=base_run)
-    none_run = lab.train("system=cascade", budget, "system.max_level=0.0", "system.level=0.0", parent=base_run)
-    base, noise, none = base_run.component, noise_run.component, none_run.component
-    assert isinstance(base, LowRes) and isinstance(noise, Cascade) and isinstance(none, Cascade)
+    exact = ("system=cascade", budget, "system.max_level=0.0", "system.level=0.0")
+    none_run, blur_run = lab.train(*exact, parent=base_run), lab.train(*exact, "system.blur=0.5", parent=base_run)
+    base, noise, none, soft = (run.component for run in (base_run, noise_run, none_run, blur_run))
+    assert isinstance(base, LowRes) and isinstance(noise, Cascade)
+    assert isinstance(none, Cascade) and isinstance(soft, Cascade)
 
     # the same labels for all, in the classes' own shares
     rows = torch.randperm(len(lab.train_data), generator=torch.Generator().manual_seed(0))[: min(lab.tier.n, 2000)]
@@ -80,11 +82,14 @@ def experiment(lab: Lab) -> Report:
         return metrics["FD"]
 
     off: dict[int, Estimate] = {}
+    blur: dict[int, Estimate] = {}
     plain: dict[int, Tensor] = {}
     found: dict[int, dict[float, Estimate]] = {steps: {} for steps in small}
     for steps in small:
         plain[steps] = enhanced(none, small[steps], labels, 0.0)
         off[steps] = vary(f"trained without noise; {_origin(steps)}", plain[steps], base_run, none_run)
+        softened = enhanced(soft, small[steps], labels, 0.0)
+        blur[steps] = vary(f"trained with blur; {_origin(steps)}", softened, base_run, blur_run)
     for s in LEVELS[:-1]:
         for steps in small:
             drawn[steps, s] = enhanced(noise, small[steps], labels, s)
@@ -134,8 +139,9 @@ def experiment(lab: Lab) -> Report:
         + f". With noise, at s = {'/'.join(f'{s:g}' for s in LEVELS)}: "
         + "; ".join(f"{_origin(steps)} {line(found[steps])}" for steps in (TRUE, *reversed(BASE_STEPS)))
         + f". Gain with the base of {worst} steps at s = {best:g}: {repaired.value:.2f} ± {repaired.stderr:.2f} of FD; "
-        f"with true small images {harmed.value:.2f} ± {harmed.stderr:.2f}. Base of {good} steps stopped at s = "
-        f"{TRUNCATED:g}: {cut.value:.2f}; enlarged alone {only[good].value:.2f}.",
+        f"with true small images {harmed.value:.2f} ± {harmed.stderr:.2f}. With blur of every "
+        f"second small image instead: {', '.join(f'{_origin(n)} {e.value:.2f}' for n, e in blur.items())}. "
+        f"Base of {good} steps stopped at s = {TRUNCATED:g}: {cut.value:.2f}; enlarged alone {only[good].value:.2f}.",
         samples=drawn[worst, best],
         figure=_figure(
             found, off, best, repaired.stderr, (base.enlarge(small[worst]), plain[worst], drawn[worst, best])

@@ -79,6 +79,13 @@ def test_another_sampler_is_another_result_in_the_same_form(trained, tmp_path):
     assert found["metrics"]["FD[digits-features-v1]"].n == 100
 
 
+def test_another_way_of_sampling_is_judged_beside_what_the_training_left(trained):
+    own = (trained / "evaluation" / "evaluation.json").read_bytes()
+    evaluate.run(EvaluateConfig(checkpoint=str(trained), steps=2, n=20, batch=20, guidance_scale=3.0))
+    assert (trained / "evaluation" / "evaluation.json").read_bytes() == own
+    assert (trained / "evaluation-2-steps-n-20-guidance-3.0" / "evaluation.json").exists()
+
+
 def test_guidance_that_explodes_is_said_and_not_drawn(trained):
     system, config = restore(checkpoint.find(trained))
     config = evaluate.with_sampler(config, None, None, 4, 1e15)
