@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 
 from diffusion_core import checkpoint, results
 from diffusion_core.configure import plain
+from diffusion_core.noise import PerSample
 from diffusion_core.resume import open_run, require_same_data, resumable
 from diffusion_core.run import Run, launch, one_line_errors
 from diffusion_core.train import fit, processes
@@ -23,8 +25,7 @@ from images import evaluate
 from images.config import ImagesConfig
 from images.data.sources import load
 from images.model import adopt, assemble, restore, sampling, with_parent
-from images.systems import Component
-from images.systems.diffusion import Diffusion
+from images.systems import Component, System
 
 logger = logging.getLogger("workbench.images")
 
@@ -45,9 +46,10 @@ def train(config: ImagesConfig, here: Run) -> Component:
     component = assemble(config, data.n_classes)
     if not checkpoint.listing(here.path):  # a checkpoint holds the parent's weights, too, and the parent may be gone
         component = adopt(component, config)
-    if isinstance(component, Diffusion):
+    if isinstance(component, System):
         # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
-        component.denoiser.bind(sampling(config).table(component.denoiser.schedule).times)
+        how = sampling(config)
+        component.sample(torch.tensor([0]), PerSample.from_seeds([0]), replace(how, steps=min(how.steps, 2)))
     trained = sum(p.numel() for p in component.parameters() if p.requires_grad)
     logger.info("data: %s\nrun: %s; %d parameters", data.provenance, here.path, trained)
     require_same_data(here, data.provenance, "images")

@@ -255,3 +255,11 @@ def test_what_is_no_system_is_refused(monkeypatch):
 def test_a_solver_that_cannot_use_a_value_says_so_in_one_line():
     with pytest.raises(WorkbenchError, match=r"sampler and grid: .*by zero"):
         Sampling(solver=lambda schedule, times: 1 // 0).table(Cosine())
+
+
+@pytest.mark.parametrize("system", ["conditional", "low_res", "zero_terminal"])
+def test_what_could_never_be_sampled_is_refused_before_training(system, tmp_path):
+    words = [*SMOKE, "task=digits_inverted", f"system={system}", "prediction=eps", "grid.start=1.0", f"runs={tmp_path}"]
+    with pytest.raises(WorkbenchError, match=r"eps|signal"):
+        run(configuration(words))
+    assert not list(tmp_path.glob("*/*/checkpoints"))
