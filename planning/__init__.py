@@ -1,0 +1,1 @@
+"""The trajectory planner: learned priors, goals and costs composed as experts."""
