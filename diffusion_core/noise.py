@@ -42,10 +42,14 @@ class PerSample:
 
     Normals are drawn in float32 on the CPU, so the same seed gives the same noise on every device and in every
     precision; uniforms in float64, since a categorical draw compares them with cumulative probabilities.
+
+    Args:
+        generators: a stream each.
+        each: consecutive samples that a stream is for.
     """
 
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        self.generators = list(generators)
+    def __init__(self, generators: Sequence[torch.Generator], each: int = 1) -> None:
+        self.generators, self.each = list(generators), each
 
     @classmethod
     def from_seeds(cls, seeds: Sequence[int]) -> PerSample:
@@ -58,11 +62,12 @@ class PerSample:
         return self._stack(torch.rand, shape, torch.float64).to(device, dtype)
 
     def _stack(self, draw: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        if shape[0] != len(self.generators):
+        if shape[0] != len(self.generators) * self.each:
             raise WorkbenchError(
-                f"per-sample noise: got a batch of {shape[0]}, expected {len(self.generators)}, one per seed."
+                f"per-sample noise: got a batch of {shape[0]}, expected {len(self.generators) * self.each}, "
+                f"{self.each} per seed."
             )
-        return torch.stack([draw(*shape[1:], generator=g, dtype=dtype) for g in self.generators])
+        return torch.cat([draw(self.each, *shape[1:], generator=g, dtype=dtype) for g in self.generators])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion_core.denoise import NetworkDenoiser
@@ -21,6 +22,7 @@ def denoising_loss(
     draws: Draws,
     times: TrainingTimes = uniform_times,
     weighting: Weighting = simple,
+    known: Bool[Tensor, "batch ..."] | None = None,
 ) -> Float[Tensor, " batch"]:
     """``weight(t) |prediction(x_t, t) - target|^2``, averaged over all axes but the batch.
 
@@ -31,6 +33,8 @@ def denoising_loss(
         draws: random numbers of this step.
         times: how training times are drawn.
         weighting: weight of the squared error of the prediction.
+        known: entries that the network is shown clean, of the shape of x0; they do not count in the average. For
+            sampling with `Known(..., mode="clean")`.
 
     Returns:
         (batch,) one loss per sample.
@@ -38,9 +42,14 @@ def denoising_loss(
     t = times(draws, x0.shape[0])
     noise = draws.normal(x0.shape, x0.dtype)
     x_t = Gaussian(denoiser.schedule).corrupt(x0, t, noise)
+    if known is not None:
+        x_t = torch.where(known, x0, x_t)
     error = (denoiser(x_t, t, cond) - denoiser.target(x0, noise, t)) ** 2
     weight = weighting(denoiser.prediction, denoiser.schedule, t).to(error.dtype)
-    return error.flatten(1).mean(1) * weight
+    if known is None:
+        return error.flatten(1).mean(1) * weight
+    counted = (~known).to(error.dtype).flatten(1)
+    return (error.flatten(1) * counted).sum(1) / counted.sum(1).clamp_min(1.0) * weight
 
 
 def importance_loss(

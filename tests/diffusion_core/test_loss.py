@@ -310,3 +310,22 @@ def test_the_importance_loss_has_the_mean_of_the_plain_one_and_remembers():
     one = importance_loss(denoiser, clean(schedule, n), None, draws(7), importance).detach()
     other = denoising_loss(denoiser, clean(schedule, n), None, draws(8)).detach()
     assert abs(float(one.mean() - other.mean())) < 4.0 * math.sqrt((float(one.var()) + float(other.var())) / n)
+
+
+def test_known_entries_are_shown_clean_and_do_not_count():
+    x0 = torch.randn(64, 5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    known = torch.rand(64, 5, 1, generator=torch.Generator().manual_seed(2)).expand(-1, -1, 2) < 0.4
+    known[0] = True
+    seen = []
+
+    class Recording(nn.Module):
+        def forward(self, x, t, cond):
+            seen.append(x)
+            return torch.zeros_like(x)
+
+    denoiser = NetworkDenoiser(Recording(), Cosine(), "x0")
+    loss = denoising_loss(denoiser, x0, None, draws(3), known=known)
+    assert (seen[0] == x0)[known].all() and (seen[0] != x0)[~known].all()
+    expected = torch.stack([(row**2)[~free].mean() for row, free in zip(x0[1:], known[1:], strict=True)])
+    torch.testing.assert_close(loss[1:], expected)
+    assert float(loss[0]) == 0.0

@@ -1,0 +1,146 @@
+"""The typed configuration of the planning domain; it is Hydra's schema and what a checkpoint carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from diffusion_core.configure import Leaf
+from diffusion_core.errors import WorkbenchError, require_at_least
+from diffusion_core.train import TrainConfig
+
+
+@dataclass
+class TaskConfig:
+    """Where one plans.
+
+    Args:
+        name: of the task, kept in checkpoints.
+        maze: of `envs.maze2d.MAPS`.
+        multi: every episode has a goal of its own (Multi2D).
+    """
+
+    name: str = MISSING
+    maze: str = MISSING
+    multi: bool = False
+
+
+@dataclass
+class DataConfig:
+    """Which transitions are learned from.
+
+    Args:
+        source: "generate", or a file of D4RL, Minari or OGBench.
+        steps: of what is generated.
+        seed: of what is generated.
+    """
+
+    source: str = "generate"
+    steps: int = 1_000_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(1, {"data.steps": self.steps})
+        require_at_least(0, {"data.seed": self.seed})
+
+
+@dataclass
+class PlannerConfig:
+    """How plans are drawn from a prior and what it is multiplied with.
+
+    Args:
+        candidates: trajectories drawn for one problem, over all ``durations``; 1: no selection.
+        durations: of a trajectory, in steps of the environment; drawn side by side.
+        walls: strength of the energy that keeps a trajectory out of walls and obstacles; 0: it is never asked.
+        margin: distance to what is solid below which that energy begins, m.
+        space: "x0_hat" or "x_t": what energies are a function of.
+        through: "denoiser" or "estimate": how their gradient reaches the sample.
+        select: which candidate is carried out: "first"; "shortest" of those that miss all that is solid, which sees
+            the map.
+        n_batch: problems planned together.
+    """
+
+    candidates: int = 64
+    durations: list[int] = field(default_factory=lambda: [96, 192, 288, 384])
+    walls: float = 0.0
+    margin: float = 0.15
+    space: str = "x0_hat"
+    through: str = "denoiser"
+    select: str = "shortest"
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1, {"planner.candidates": self.candidates, "planner.durations": min(self.durations, default=0)}
+        )
+        if self.select not in ("first", "shortest"):
+            raise WorkbenchError(f"planner.select: got {self.select!r}; expected first or shortest.")
+        if not (self.walls >= 0.0 and self.margin >= 0.0):
+            raise WorkbenchError(
+                f"planner: got walls={self.walls}, margin={self.margin}; expected numbers of at least 0."
+            )
+
+
+@dataclass
+class EvaluationConfig:
+    """How a planner is judged.
+
+    Args:
+        n: problems: the starts (and goals) of seeds ``seed``, ``seed + 1``, ...
+        seed: of the first problem, and of its plan's noise.
+        film: how many episodes are filmed.
+    """
+
+    n: int = 100
+    seed: int = 100_000
+    film: int = 4
+
+    def __post_init__(self) -> None:
+        require_at_least(1, {"evaluation.n": self.n})
+        require_at_least(0, {"evaluation.seed": self.seed, "evaluation.film": self.film})
+
+
+@dataclass
+class PlanningConfig:
+    """A trajectory prior and its training.
+
+    Args:
+        horizon: nodes of a trajectory.
+        strides: steps of the environment between nodes, one drawn for each training window; the network is told.
+        ends_clean: chance with which each end of a trajectory is shown clean in training.
+        network, schedule, sampler, grid, loss: constructors.
+        prediction: what the network predicts: x0, eps, v, velocity, score or F.
+        clip: bound of the normalised x0 estimate.
+        steps: denoising steps of the sampler.
+        runs: folder that holds all runs.
+        resume: a run to go on with.
+    """
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    horizon: int = 32
+    strides: list[int] = field(default_factory=lambda: [3, 6, 9, 12, 16])
+    ends_clean: float = 0.7
+    network: Leaf = field(default_factory=dict)
+    schedule: Leaf = field(default_factory=dict)
+    prediction: str = "x0"
+    clip: float | None = None
+    sampler: Leaf = field(default_factory=dict)
+    grid: Leaf = field(default_factory=dict)
+    steps: int = 20
+    loss: Leaf = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    runs: str = "runs"
+    resume: str = ""
+
+    def __post_init__(self) -> None:
+        require_at_least(2, {"horizon": self.horizon})
+        require_at_least(1, {"steps": self.steps, "strides": min(self.strides, default=0)})
+        if not 0.0 <= self.ends_clean <= 1.0:
+            raise WorkbenchError(f"ends_clean: got {self.ends_clean}; expected a chance in [0, 1].")
+
+
+ConfigStore.instance().store(name="planning_schema", node=PlanningConfig)

@@ -1,0 +1,101 @@
+"""Plans from a prior, what it is multiplied with, and a selection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from diffusion_core import sample
+from diffusion_core.errors import WorkbenchError
+from diffusion_core.experts import Energy, Known, start
+from diffusion_core.noise import Noise, PerSample
+from diffusion_core.solvers import Table
+from envs.maze2d import DT, RADIUS, Maze
+from planning.config import PlannerConfig
+from planning.energies import Walls
+from planning.plan import Plan, Problem
+from planning.prior import TrajectoryPrior
+
+
+class DiffusionPlanner:
+    """Draws trajectories from ``prior * Energy(walls) ** strength * Known(start, goal)``, and selects one.
+
+    Args:
+        prior: of trajectories.
+        table: the sampler.
+        config: what it is multiplied with, how many are drawn, and which is taken.
+    """
+
+    def __init__(self, prior: TrajectoryPrior, table: Table, config: PlannerConfig) -> None:
+        self.prior, self.table, self.config = prior, table, config
+        steps = torch.tensor(config.durations, dtype=torch.float32)
+        each = -(-config.candidates // len(steps))
+        self.dt = (DT * steps / (prior.horizon - 1)).repeat_interleave(each)[: config.candidates]
+
+    def __call__(self, problem: Problem, seed: int) -> Plan:
+        """A plan; the same for the same problem and seed, whatever is planned beside it."""
+        return self.plans([problem], [seed])[0]
+
+    def plans(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Plan]:
+        """A plan for each problem; all of one maze."""
+        candidates = self.candidates(problems, seeds)
+        return [self.selected(problem, xy) for problem, xy in zip(problems, candidates, strict=True)]
+
+    def candidates(
+        self, problems: Sequence[Problem], seeds: Sequence[int]
+    ) -> Float[np.ndarray, "problems n horizon 2"]:
+        """Trajectories from each problem's start to its goal, m; the j-th at the pace ``self.dt[j]``.
+
+        Raises:
+            WorkbenchError: the problems are not all in one maze.
+        """
+        maze = problems[0].maze
+        if any(problem.maze is not maze for problem in problems):
+            raise WorkbenchError("plans: got problems of several mazes; expected those of one: plan them one by one.")
+        n, like = len(self.dt), self.prior.normalizer.low
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        ends = np.stack([np.stack([problem.start[:2], problem.goal]) for problem in problems])
+        xy = self.prior.normalizer.normalize(torch.as_tensor(ends, dtype=like.dtype, device=like.device))
+        noise = PerSample(generators, each=n)
+        x = self.drawn(xy.repeat_interleave(n, 0), self.dt.repeat(len(problems)), noise, maze)
+        return self.prior.normalizer.unnormalize(x).reshape(len(problems), n, *x.shape[1:]).double().cpu().numpy()
+
+    @torch.no_grad()
+    def drawn(
+        self, ends: Float[Tensor, "n 2 2"], dt: Float[Tensor, " n"], noise: Noise, maze: Maze
+    ) -> Float[Tensor, "n horizon 2"]:
+        """Normalised trajectories between normalised ends."""
+        expert = self.prior.at(dt) * Known(*_clamped(ends, self.prior.horizon), mode="clean")
+        if self.config.walls > 0.0:
+            walls, normalizer = Walls(maze, self.config.margin + RADIUS), self.prior.normalizer
+            cost = Energy(
+                lambda x: walls(normalizer.unnormalize(x)),
+                self.config.space,  # type: ignore[arg-type]
+                self.config.through,  # type: ignore[arg-type]
+            )
+            expert = expert * cost**self.config.walls
+        z = noise.normal((len(ends), self.prior.horizon, 2), ends.dtype, ends.device)
+        return sample.sample(expert, self.table, start(expert, z, float(self.table.times[0])), noise=noise)
+
+    def selected(self, problem: Problem, candidates: Float[np.ndarray, "n horizon 2"]) -> Plan:
+        """The plan that is carried out."""
+        plans = [Plan(xy, float(dt)) for xy, dt in zip(candidates, self.dt, strict=True)]
+        if self.config.select == "first":
+            return plans[0]
+        room = np.array([plan.clearance(problem.maze) for plan in plans])
+        lengths = np.array([plan.length for plan in plans])
+        fits: Bool[np.ndarray, " n"] = room >= min(RADIUS, room.max())
+        return plans[int(np.where(fits, lengths, np.inf).argmin())]
+
+
+def _clamped(ends: Float[Tensor, "n 2 2"], horizon: int) -> tuple[Bool[Tensor, "n h 2"], Float[Tensor, "n h 2"]]:
+    """Which entries of trajectories are known, and their values."""
+    mask = torch.zeros(len(ends), horizon, 2, dtype=torch.bool, device=ends.device)
+    values = ends.new_zeros(mask.shape)
+    for place, end in ((0, 0), (-1, 1)):
+        mask[:, place], values[:, place] = True, ends[:, end]
+    return mask, values
