@@ -1,7 +1,7 @@
 """Train a prior of plans: ``python -m planning.train task=maze2d_large``.
 
-Makes or loads transitions, trains, plans and drives through the maze, and leaves a run folder with checkpoints, records,
-an evaluation, films and ``report.html``.
+Makes or loads transitions, trains, plans and drives through the maze, and leaves a run folder with checkpoints,
+records, an evaluation, films and ``report.html``.
 """
 
 from __future__ import annotations
