@@ -202,6 +202,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "composition": composition,
     "images_quick": partial(images_of, "quick"),
     "images_full": partial(images_of, "full"),
+    "images_scenes": partial(images_of, "scenes"),
     "image_throughput": image_throughput,
     "scenes_judge": scenes_judge,
 }

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import hydra
 import torch
@@ -109,6 +110,20 @@ def _pixels(images: Tensor) -> tuple[Tensor, None]:
     return torch.nn.functional.adaptive_avg_pool2d(images.clamp(-1.0, 1.0), min(8, images.shape[-1])).flatten(1), None
 
 
+# the held-out images are compared with again and again
+_SEEN: WeakKeyDictionary[Pictures, dict[str, Tensor]] = WeakKeyDictionary()
+
+
+def _judged(name: str, judge: Judge, pictures: Pictures) -> Tensor:
+    """Features of pictures by the judge of this name."""
+    seen = _SEEN.setdefault(pictures, {})
+    if name not in seen:
+        # in parts: as numbers all pictures of a large folder take more memory than there is
+        rows = torch.arange(len(pictures)).split(1000)
+        seen[name] = torch.cat([judge(pictures.batch(part)["image"])[0] for part in rows])
+    return seen[name]
+
+
 def measure(
     images: Images, labels: Int64[Tensor, " n"], task: TaskConfig, test: Pictures, train: Pictures | None = None
 ) -> dict[str, Estimate]:
@@ -121,19 +136,14 @@ def measure(
     name, judge = judge_of(task)
     found, probabilities = judge(images)
 
-    def judged(pictures: Pictures) -> Tensor:
-        # in parts: as numbers all pictures of a large folder take more memory than there is
-        rows = torch.arange(len(pictures)).split(1000)
-        return torch.cat([judge(pictures.batch(part)["image"])[0] for part in rows])
-
     asked = labels if bool((labels < test.n_classes).all()) else None
     measured = metrics.measure(
         found,
-        judged(test),
+        _judged(name, judge, test),
         name,
         probabilities=probabilities,
         asked=None if probabilities is None else asked,
-        training=None if train is None else judged(train),
+        training=None if train is None else _judged(name, judge, train),
     )
     return measured | (_scenes_read(images, asked) if task.source == "scenes" and task.tier == 1 else {})
 

@@ -1,6 +1,7 @@
 """The gallery: one page of all systems, from the results of `images.reference`.
 
-``python -m images.gallery [tier=quick|full|all] [results=FOLDER] [out=FILE]`` writes one self-contained HTML file.
+``python -m images.gallery [tier=quick|full|scenes|all] [results=FOLDER] [out=FILE]`` writes one self-contained
+HTML file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from images.experiments import EXPERIMENTS
 from images.reference import OUT
 
 logger = logging.getLogger("workbench.images")
-TIERS = ("quick", "full")
+TIERS = ("quick", "full", "scenes")
 
 
 def rows(results: Path, tier: str) -> list[tuple[Path, dict[str, Any]]]:
@@ -110,7 +111,7 @@ def main() -> None:
     """Read the words of the command, and build."""
     words = options("gallery", {"tier": "all", "results": str(OUT), "out": "runs/gallery/index.html"})
     if words["tier"] not in (*TIERS, "all"):
-        raise WorkbenchError(f"tier: got {words['tier']}; expected quick, full or all.")
+        raise WorkbenchError(f"tier: got {words['tier']}; expected one of {', '.join(TIERS)}, all.")
     tiers = TIERS if words["tier"] == "all" else (words["tier"],)
     build(Path(words["results"]), tiers, Path(words["out"]))
 

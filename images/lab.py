@@ -51,7 +51,8 @@ class Tier:
 
 TIERS = {
     "quick": Tier("quick", zoo.QUICK, 1_000),
-    "full": Tier("full", zoo.FULL, 1_000, scale=3),
+    "full": Tier("full", zoo.FULL, 2_000, scale=3),
+    "scenes": Tier("scenes", zoo.SCENES, 1_000, scale=3),
     # seconds; for tests: everything runs, nothing is learned
     "smoke": Tier("smoke", ("task=digits", "preset=smoke", "network=unet2d_small"), 100),
 }

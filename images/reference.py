@@ -1,8 +1,8 @@
 """The whole reference suite: ``python -m images.reference tier=quick``.
 
 Runs every experiment of `images.experiments` that has no result yet, so that a stopped suite goes on where it was, and
-writes for each ``<out>/<tier>/<system>/{row.json, samples.png, figure.png}``. Words: tier=quick|full, only=ddpm,ddim,
-again=true, jobs=N (processes side by side), out=FOLDER, zoo=FOLDER.
+writes for each ``<out>/<tier>/<system>/{row.json, samples.png, figure.png}``. Words: tier=quick|full|scenes,
+only=ddpm,ddim, again=true, jobs=N (processes side by side), out=FOLDER, zoo=FOLDER.
 """
 
 from __future__ import annotations

@@ -29,11 +29,12 @@ from images.train import train
 logger = logging.getLogger("workbench.images")
 
 QUICK = ("task=digits", "preset=quick", "network=unet2d_small")
-FULL = ("task=scenes", "preset=cpu", "network=unet2d_small")
+FULL = ("task=mnist", "preset=cpu", "network=unet2d_small")
+SCENES = ("task=scenes", "preset=cpu", "network=unet2d_small")
 SHARED: dict[str, tuple[str, ...]] = {
     "digits-ddpm": (*QUICK, "system=ddpm"),
     "digits-conditional": (*QUICK, "system=conditional"),
-    "scenes-conditional": (*FULL, "system=conditional"),
+    "scenes-conditional": (*SCENES, "system=conditional"),
 }
 """The checkpoints that ship (config, seed, recipe and sha256 in each; at most 4 MB), and the words that train them."""
 

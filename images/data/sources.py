@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -25,7 +26,7 @@ log = logging.getLogger("workbench.images")
 
 Split: TypeAlias = Literal["train", "test"]
 
-SOURCES = ("digits", "digits_inverted", "mnist", "cifar10", "scenes", "folder")
+SOURCES = ("digits", "digits_inverted", "mnist", "mnist_inverted", "cifar10", "scenes", "folder")
 N_DIGITS_TEST = 500
 # `content_sha256` of scikit-learn's images (float64) and labels (int64)
 DIGITS_SHA256 = "bb01e7eefb3eef5b7259929a28e805d91713a6fad721cf995ddde7c5d5c7aa58"
@@ -50,8 +51,8 @@ def load(task: TaskConfig, split: Split) -> Pictures:
     match task.source:
         case "digits":
             pictures = _limit(_digits(task, split), task, split)
-        case "digits_inverted":
-            pictures = _limit(_digits_inverted(task, split), task, split)
+        case "digits_inverted" | "mnist_inverted" as name:
+            pictures = _inverted(load(replace(task, source=name.removesuffix("_inverted")), split), name)
         case "mnist":
             pictures = _limit(_mnist(task, split), task, split)
         case "cifar10":
@@ -94,13 +95,12 @@ def _digits(task: TaskConfig, split: Split) -> Pictures:
     return _pictures(pixels, labels[rows], tuple("0123456789"), "digits", line, levels=17)
 
 
-def _digits_inverted(task: TaskConfig, split: Split) -> Pictures:
-    """Load every digit twice, white on black and black on white, which are classes of their own."""
-    plain = _digits(task, split)
+def _inverted(plain: Pictures, name: str) -> Pictures:
+    """Every picture twice, as it is and with black for white, which are classes of their own."""
     both = torch.cat([plain.pixels, 255 - plain.pixels])
     labels = torch.cat([plain.labels, plain.labels + plain.n_classes])
-    classes = (*plain.classes, *(f"{name} inverted" for name in plain.classes))
-    return Pictures(both, labels, classes, "digits_inverted", f"{plain.provenance}; each also inverted", plain.levels)
+    classes = (*plain.classes, *(f"{word} inverted" for word in plain.classes))
+    return Pictures(both, labels, classes, name, f"{plain.provenance}; each also inverted", plain.levels)
 
 
 def _mnist(task: TaskConfig, split: Split) -> Pictures:

@@ -78,7 +78,7 @@ def upright(lab: Lab, data: Pictures, images: Float[Tensor, "n c h w"], labels: 
 def experiment(lab: Lab) -> Report:
     """Brightness of samples and of data, with and without signal at t = 1; guidance with and without rescaling."""
     # digits are all dark: there both polarities are learned, as classes of their own; scenes have three backgrounds
-    task = ("task=digits_inverted",) if lab.tier.task == "digits" else ()
+    task = () if lab.tier.task == "scenes" else (f"task={lab.tier.task}_inverted",)
     budget = f"train.steps={lab.steps * 7 // 10}"
     nets = {
         PLAIN: lab.train("system=zero_terminal", *task, budget, "schedule.rescale=false"),
