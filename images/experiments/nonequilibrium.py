@@ -48,7 +48,7 @@ def experiment(lab: Lab) -> Report:
     variants = [Variant("Gaussian fit, whole covariance", lab.measure(images["Gaussian fit"]) | {"bits": whole})]
     falling: dict[int, Tensor] = {}
     for name, (changes, variance) in WAYS.items():
-        trained = lab.train(*words, *changes)
+        trained = lab.train(*words, *changes, f"sampler.variance={variance}")
         model = trained.component
         assert isinstance(model, Diffusion)
         for steps in STEPS if name == FIRST else (N_TRAIN,):
