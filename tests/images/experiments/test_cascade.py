@@ -27,7 +27,7 @@ def test_the_experiment_writes_its_row(tmp_path, monkeypatch):
     names = [variant["name"] for variant in row["variants"]]
     # the baseline first; every level but the last with true small images and with those of each base
     assert names[0].startswith("trained without noise")
-    assert len(set(names)) == len(names) == (1 + len(base_steps)) * len(levels) + 1 + 1 + 2
+    assert len(set(names)) == len(names) == (1 + len(base_steps)) * (1 + len(levels)) + 1 + 1 + 2
     assert all("FD" in variant["metrics"] and variant["commands"] for variant in row["variants"])
     assert row["shown"] in (True, False) and len(report.samples) >= 48
     assert "parent=<run of" in row["variants"][0]["commands"][1]
