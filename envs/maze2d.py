@@ -4,9 +4,9 @@
     reward   1 while |xy - goal| <= 0.5 m after the step, else 0;  an episode ends by its steps alone
     score    100 (return - random) / (reference - random)
 
-The world is ours (one MJCF text), the numbers are D4RL's: of 20,000 real transitions of each maze every one replays
-within 1e-4, contacts included, but for the two at each end of a segment, where D4RL recorded an old observation. A ball
-of radius 0.1 m and density 1000 slides without friction, its joints damped by 1.
+The world is ours (one MJCF text), the numbers are D4RL's: each of 20,000 real transitions of each maze replays within
+1e-4, contacts included (`infos/qpos` and `infos/qvel`; among `observations` two at each end of a segment are old ones).
+A ball of radius 0.1 m and density 1000 slides without friction, its joints damped by 1.
 
 D4RL's "reference" is no optimum: its controller drives at the first episode's last waypoint in all later ones (D4RL
 issues #159 and #215). A controller that goes round the walls scores 145 to 202: see `envs.maze2d_expert`.

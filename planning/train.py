@@ -1,30 +1,26 @@
 """Train a prior of plans: ``python -m planning.train task=maze2d_large``.
 
-Makes or loads transitions, trains, plans and drives through the maze, and leaves a run folder with checkpoints,
-records, an evaluation, films and ``report.html``.
+Makes or loads transitions, trains, and leaves a run folder with checkpoints and records.
 """
 
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 from pathlib import Path
 
 import hydra
 import torch
 from omegaconf import DictConfig
 
-from diffusion_core import checkpoint, results
+from diffusion_core import results
 from diffusion_core.configure import plain
 from diffusion_core.normalize import MinMax
 from diffusion_core.resume import open_run, require_same_data, resumable
 from diffusion_core.run import Run, launch, one_line_errors
 from diffusion_core.train import fit, processes
-from planning import evaluate
 from planning.config import PlanningConfig
 from planning.data import sources
-from planning.prior import TrajectoryPrior, assemble, restore, sampling_table
+from planning.prior import TrajectoryPrior, assemble, sampling_table
 from planning.trajectories import Trajectories
 
 logger = logging.getLogger("workbench.planning")
@@ -59,16 +55,11 @@ def train(config: PlanningConfig, here: Run) -> TrajectoryPrior:
 
 
 def run(config: PlanningConfig) -> Path:
-    """Train, plan, drive and report; returns the run's folder."""
+    """Train; returns the run's folder."""
     distributed = processes()
     here = open_run(config, f"planning-{config.task.name}", distributed)
     here.log_to_file()
     train(config, here)
-    if distributed.is_main_process:
-        command = "python -m planning.train " + shlex.join(sys.argv[1:])
-        saved = checkpoint.find(here.path)
-        prior, config = restore(saved)
-        evaluate.evaluate_and_report(prior, saved, config, here.path / "evaluation", command, here)
     return here.path
 
 

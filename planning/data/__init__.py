@@ -1,0 +1,1 @@
+"""Transitions that plans are learned from: made, read and written."""
