@@ -11,10 +11,11 @@ from torch import Tensor
 
 from diffusion_core import sample
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.experts import Energy, Known, start
+from diffusion_core.experts import start
 from diffusion_core.noise import Noise, PerSample
 from diffusion_core.solvers import Table
 from envs.maze2d import DT, RADIUS, Maze
+from planning.compose import composed
 from planning.config import PlannerConfig
 from planning.energies import Walls
 from planning.plan import Plan, Problem
@@ -56,29 +57,28 @@ class DiffusionPlanner:
         maze = problems[0].maze
         if any(problem.maze is not maze for problem in problems):
             raise WorkbenchError("plans: got problems of several mazes; expected those of one: plan them one by one.")
-        n, like = len(self.dt), self.prior.normalizer.low
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        n = len(self.dt)
+        noise = PerSample([torch.Generator().manual_seed(seed) for seed in seeds], each=n)
         ends = np.stack([np.stack([problem.start[:2], problem.goal]) for problem in problems])
-        xy = self.prior.normalizer.normalize(torch.as_tensor(ends, dtype=like.dtype, device=like.device))
-        noise = PerSample(generators, each=n)
-        x = self.drawn(xy.repeat_interleave(n, 0), self.dt.repeat(len(problems)), noise, maze)
+        x = self.drawn(torch.as_tensor(ends).repeat_interleave(n, 0), self.dt.repeat(len(problems)), noise, maze)
         return self.prior.normalizer.unnormalize(x).reshape(len(problems), n, *x.shape[1:]).double().cpu().numpy()
 
     @torch.no_grad()
     def drawn(
         self, ends: Float[Tensor, "n 2 2"], dt: Float[Tensor, " n"], noise: Noise, maze: Maze
     ) -> Float[Tensor, "n horizon 2"]:
-        """Normalised trajectories between normalised ends."""
-        expert = self.prior.at(dt) * Known(*_clamped(ends, self.prior.horizon), mode="clean")
-        if self.config.walls > 0.0:
-            walls, normalizer = Walls(maze, self.config.margin + RADIUS), self.prior.normalizer
-            cost = Energy(
-                lambda x: walls(normalizer.unnormalize(x)),
-                self.config.space,  # type: ignore[arg-type]
-                self.config.through,  # type: ignore[arg-type]
-            )
-            expert = expert * cost**self.config.walls
-        z = noise.normal((len(ends), self.prior.horizon, 2), ends.dtype, ends.device)
+        """Normalised trajectories between ends in m."""
+        config, like = self.config, self.prior.normalizer.low
+        expert = composed(
+            {"prior": self.prior},
+            [Walls(maze, config.margin + RADIUS)] if config.walls > 0.0 else [],
+            [config.walls] if config.walls > 0.0 else [],
+            _clamped(ends, self.prior.horizon),
+            config.space,  # type: ignore[arg-type]
+            config.through,  # type: ignore[arg-type]
+            dt=dt,
+        )
+        z = noise.normal((len(ends), self.prior.horizon, 2), like.dtype, like.device)
         return sample.sample(expert, self.table, start(expert, z, float(self.table.times[0])), noise=noise)
 
     def selected(self, problem: Problem, candidates: Float[np.ndarray, "n horizon 2"]) -> Plan:
