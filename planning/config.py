@@ -11,6 +11,9 @@ from diffusion_core.configure import Leaf
 from diffusion_core.errors import WorkbenchError, require_at_least
 from diffusion_core.train import TrainConfig
 
+SELECT = ("first", "shortest", "quickest")
+REFINE = ("none", "timed", "cut")
+
 
 @dataclass
 class TaskConfig:
@@ -57,25 +60,32 @@ class PlannerConfig:
         margin: distance to what is solid below which that energy begins, m.
         space: "x0_hat" or "x_t": what energies are a function of.
         through: "denoiser" or "estimate": how their gradient reaches the sample.
-        select: which candidate is carried out: "first"; "shortest" of those that miss all that is solid, which sees
-            the map.
-        n_batch: problems planned together.
+        select: which candidate is taken: "first"; of those that miss all that is solid, which sees the map, the
+            "shortest", or the "quickest" and among these the shortest.
+        refine: what is done to it before it is carried out: "none", "timed", "cut"; see `planning.refine`. All but
+            "none" see the map and know the ball's limits.
+        kp, kd: gains of the controller that tracks it, unit actions per m and per m/s.
     """
 
     candidates: int = 64
     durations: list[int] = field(default_factory=lambda: [96, 192, 288, 384])
-    walls: float = 0.0
+    walls: float = 1.0
     margin: float = 0.15
     space: str = "x0_hat"
-    through: str = "denoiser"
+    through: str = "estimate"
     select: str = "shortest"
+    refine: str = "cut"
+    kp: float = 40.0
+    kd: float = 2.5
 
     def __post_init__(self) -> None:
         require_at_least(
             1, {"planner.candidates": self.candidates, "planner.durations": min(self.durations, default=0)}
         )
-        if self.select not in ("first", "shortest"):
-            raise WorkbenchError(f"planner.select: got {self.select!r}; expected first or shortest.")
+        for name, got, known in (("select", self.select, SELECT), ("refine", self.refine, REFINE)):
+            if got not in known:
+                raise WorkbenchError(f"planner.{name}: got {got!r}; expected one of {', '.join(known)}: choose one.")
+        require_at_least(0, {"planner.kp": self.kp, "planner.kd": self.kd})
         if not (self.walls >= 0.0 and self.margin >= 0.0):
             raise WorkbenchError(
                 f"planner: got walls={self.walls}, margin={self.margin}; expected numbers of at least 0."

@@ -20,6 +20,7 @@ from planning.config import PlannerConfig
 from planning.energies import Walls
 from planning.plan import Plan, Problem
 from planning.prior import TrajectoryPrior
+from planning.refine import refined
 
 
 class DiffusionPlanner:
@@ -84,12 +85,19 @@ class DiffusionPlanner:
     def selected(self, problem: Problem, candidates: Float[np.ndarray, "n horizon 2"]) -> Plan:
         """The plan that is carried out."""
         plans = [Plan(xy, float(dt)) for xy, dt in zip(candidates, self.dt, strict=True)]
+        return refined(problem, plans[self.best(problem, plans)], self.config.refine)
+
+    def best(self, problem: Problem, plans: Sequence[Plan]) -> int:
+        """Which one is selected; where none fits, the one that comes nearest to it."""
         if self.config.select == "first":
-            return plans[0]
+            return 0
         room = np.array([plan.clearance(problem.maze) for plan in plans])
         lengths = np.array([plan.length for plan in plans])
+        if self.config.select == "quickest":
+            # no way is as long as 1 km
+            lengths = lengths / 1000.0 + np.array([plan.dt for plan in plans])
         fits: Bool[np.ndarray, " n"] = room >= min(RADIUS, room.max())
-        return plans[int(np.where(fits, lengths, np.inf).argmin())]
+        return int(np.where(fits, lengths, np.inf).argmin())
 
 
 def _clamped(ends: Float[Tensor, "n 2 2"], horizon: int) -> tuple[Bool[Tensor, "n h 2"], Float[Tensor, "n h 2"]]:

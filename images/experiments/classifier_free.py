@@ -163,13 +163,14 @@ def _figure(
     known = [m for m in ("accuracy", "precision", "recall", "coverage") if m in early[1.0]]
     for metric, colour in zip(known, (INK, ACCENT, WARM, MUTED), strict=False):
         panels.curve(axes[0, 1], SCALES, [early[s][metric] for s in SCALES], metric, colour)
-    axes[0, 1].set(ylabel="a quarter of the training", ylim=(0.0, 1.05))
+    # the legend's room is above 1
+    axes[0, 1].set(ylabel="a quarter of the training", ylim=(0.0, 1.3), yticks=[0.0, 0.25, 0.5, 0.75, 1.0])
     for axis in axes[0]:
         axis.set(xscale="log", xlabel="guidance scale", xticks=SCALES)
         axis.set_xticklabels([f"{s:g}" for s in SCALES])
         axis.minorticks_off()
     axes[0, 0].legend(fontsize=8, loc="upper center")
-    axes[0, 1].legend(fontsize=8)
+    axes[0, 1].legend(fontsize=8, loc="upper center", ncol=2)
     rows = torch.stack([drawn[s][:8] for s in SCALES])
     panels.sheet(axes[1, 0], rows, [f"{s:g}" for s in SCALES], "the same noise, by scale")
     circle = torch.linspace(0.0, 2.0 * math.pi, 100)

@@ -173,6 +173,10 @@ def _figure(
         values = [e.value for e in fd[name].values()]
         axis.plot(list(cost[name].values()), values, "s:" if words else "o-", color=colour, label=name, ms=4)
     axis.set(xscale="log", xlabel="million operations per image", ylabel="FD to held-out images", ylim=(0.0, None))
+    low, high = axis.get_xlim()
+    ticks = [m * 10.0**k for k in range(6) for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
     axis.set_title(f"differences are known to ± {uncertain:.2f}", loc="left", fontsize=10, color=INK)
     axis.legend(fontsize=8)
     rows = torch.stack([drawn[name][STEPS[-1]][:8] for name in fd])

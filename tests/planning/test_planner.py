@@ -15,9 +15,10 @@ from diffusion_core.schedule import Cosine
 from diffusion_core.solvers import ddpm
 from envs.maze2d import MAPS, RADIUS, Maze
 from planning.config import PlannerConfig
-from planning.plan import Problem
+from planning.plan import Plan, Problem
 from planning.planner import DiffusionPlanner
 from planning.prior import CONDITIONS, TrajectoryPrior
+from planning.refine import refined
 
 HORIZON = 8
 MAZE = Maze(MAPS["umaze"])
@@ -39,7 +40,7 @@ def prior() -> TrajectoryPrior:
 
 
 def planner(prior: TrajectoryPrior, **settings) -> DiffusionPlanner:
-    config = PlannerConfig(**{"candidates": 6, "durations": [35, 70, 105]} | settings)
+    config = PlannerConfig(**{"candidates": 6, "durations": [35, 70, 105], "refine": "none"} | settings)
     return DiffusionPlanner(prior, ddpm(Cosine(), uniform(6, start=0.98)), config)
 
 
@@ -79,8 +80,31 @@ def test_the_shortest_that_fits_is_taken_and_the_roomiest_where_none_does(prior)
     np.testing.assert_array_equal(first.xy, through)
 
 
+def test_the_quickest_is_the_one_of_the_shortest_time_and_only_then_of_the_shortest_way(prior):
+    make = planner(prior, candidates=4, durations=[35, 70], select="quickest")
+    straight = np.linspace([2.8, 0.8], [2.8, 1.8], HORIZON)
+    bent = straight + 0.05 * np.sin(np.linspace(0.0, np.pi, HORIZON))[:, None]
+    here = problem((2.8, 0.8), (2.8, 1.8))
+    taken = make.selected(here, np.stack([bent, bent, straight, straight]))
+    np.testing.assert_array_equal(taken.xy, bent)
+    assert taken.dt == pytest.approx(0.05)
+    np.testing.assert_array_equal(make.selected(here, np.stack([bent, straight, straight, straight])).xy, straight)
+
+
+def test_a_refined_plan_goes_the_same_way_round_shorter_and_faster(prior):
+    wide = np.array([[3, 1], [3, 2], [3, 3], [2, 3], [1, 3], [1, 2], [1, 1.5], [1, 1]], float) - 0.2
+    drawn = Plan(wide, 0.2)
+    timed, cut = (refined(problem((2.8, 0.8), (0.8, 0.8)), drawn, how) for how in ("timed", "cut"))
+    for plan in (timed, cut):
+        assert plan.valid(problem((2.8, 0.8), (0.8, 0.8)), RADIUS)
+        np.testing.assert_allclose(plan.xy[[0, -1]], wide[[0, -1]])
+    assert cut.length < timed.length - 0.5 < drawn.length
+    assert len(cut.xy) * cut.dt < len(timed.xy) * timed.dt < (HORIZON - 1) * 0.2 * 1.2
+
+
 def test_walls_push_candidates_out_of_walls(prior):
-    free, kept = (planner(prior, walls=w, candidates=30).candidates([problem()], [0])[0] for w in (0.0, 20.0))
+    make = (planner(prior, walls=w, candidates=30, through="denoiser") for w in (0.0, 20.0))
+    free, kept = (each.candidates([problem()], [0])[0] for each in make)
     inside = [np.minimum(MAZE.clearance(xy), 0.0).sum() for xy in (free, kept)]
     assert inside[1] > 0.7 * inside[0]  # both are negative: at most so much of the depth is left
 
@@ -93,6 +117,7 @@ def test_walls_push_candidates_out_of_walls(prior):
         (lambda p: planner(p, durations=[2000]).candidates([problem()], [0]), "duration: got"),
         (lambda p: planner(p).plans([problem(), problem(maze=Maze(MAPS["umaze"]))], [0, 1]), "several mazes"),
         (lambda p: planner(p, select="best"), "planner.select: got 'best'"),
+        (lambda p: planner(p, refine="more"), "planner.refine: got 'more'"),
         (lambda p: planner(p, durations=[]), "planner.durations"),
     ],
 )
