@@ -11,7 +11,7 @@ from diffusion_core.configure import Leaf
 from diffusion_core.errors import WorkbenchError, require_at_least
 from diffusion_core.train import TrainConfig
 
-SELECT = ("first", "shortest", "quickest")
+SELECT = ("first", "critic", "shortest", "quickest")
 REFINE = ("none", "timed", "cut")
 
 
@@ -60,8 +60,9 @@ class PlannerConfig:
         margin: distance to what is solid below which that energy begins, m.
         space: "x0_hat" or "x_t": what energies are a function of.
         through: "denoiser" or "estimate": how their gradient reaches the sample.
-        select: which candidate is taken: "first"; of those that miss all that is solid, which sees the map, the
-            "shortest", or the "quickest" and among these the shortest.
+        select: which candidate is taken. Without a map: "first"; "critic", the one whose least likely stride is the
+            likeliest. With the map, of those that miss all that is solid: "shortest"; "quickest", and among these the
+            shortest.
         refine: what is done to it before it is carried out: "none", "timed", "cut"; see `planning.refine`. All but
             "none" see the map and know the ball's limits.
         kp, kd: gains of the controller that tracks it, unit actions per m and per m/s.
@@ -119,6 +120,7 @@ class PlanningConfig:
         horizon: nodes of a trajectory.
         strides: steps of the environment between nodes, one drawn for each training window; the network is told.
         ends_clean: chance with which each end of a trajectory is shown clean in training.
+        critic: whether a critic of strides is trained beside the prior, for ``planner.select=critic``.
         network, schedule, sampler, grid, loss: constructors.
         prediction: what the network predicts: x0, eps, v, velocity, score or F.
         clip: bound of the normalised x0 estimate.
@@ -132,6 +134,7 @@ class PlanningConfig:
     horizon: int = 32
     strides: list[int] = field(default_factory=lambda: [3, 6, 9, 12, 16])
     ends_clean: float = 0.7
+    critic: bool = True
     network: Leaf = field(default_factory=dict)
     schedule: Leaf = field(default_factory=dict)
     prediction: str = "x0"

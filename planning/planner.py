@@ -91,6 +91,8 @@ class DiffusionPlanner:
         """Which one is selected; where none fits, the one that comes nearest to it."""
         if self.config.select == "first":
             return 0
+        if self.config.select == "critic":
+            return self._likeliest(plans)
         room = np.array([plan.clearance(problem.maze) for plan in plans])
         lengths = np.array([plan.length for plan in plans])
         if self.config.select == "quickest":
@@ -98,6 +100,19 @@ class DiffusionPlanner:
             lengths = lengths / 1000.0 + np.array([plan.dt for plan in plans])
         fits: Bool[np.ndarray, " n"] = room >= min(RADIUS, room.max())
         return int(np.where(fits, lengths, np.inf).argmin())
+
+    @torch.no_grad()
+    def _likeliest(self, plans: Sequence[Plan]) -> int:
+        critic = self.prior.critic
+        if critic is None:
+            raise WorkbenchError(
+                "planner.select: got critic, and a prior without one; expected first, shortest or quickest: choose "
+                "one, or train with critic=true."
+            )
+        like = self.prior.normalizer.low
+        xy = torch.as_tensor(np.stack([plan.xy for plan in plans])).to(like)
+        dt = torch.tensor([plan.dt for plan in plans]).to(like)
+        return int(critic(xy, dt).min(-1).values.argmax())
 
 
 def _clamped(ends: Float[Tensor, "n 2 2"], horizon: int) -> tuple[Bool[Tensor, "n h 2"], Float[Tensor, "n h 2"]]:

@@ -18,6 +18,7 @@ from diffusion_core.predict import PREDICTIONS
 from diffusion_core.solvers import Table
 from envs.maze2d import DT
 from planning.config import PlanningConfig
+from planning.critic import StrideCritic
 
 CONDITIONS = 3
 """What the network is told of a trajectory: its pace, and whether its start and its end are shown clean."""
@@ -37,6 +38,7 @@ class TrajectoryPrior(nn.Module):
         dt: shortest and longest time between nodes, s.
         ends_clean: see above.
         weighting: of the training loss.
+        critic: of strides, trained beside it on the same batches; None: there is none.
 
     Source: Janner et al. 2022, section 3 (arXiv 2205.09991); the paces and the chance of clean ends are ours.
     """
@@ -49,8 +51,10 @@ class TrajectoryPrior(nn.Module):
         dt: tuple[float, float],
         ends_clean: float = 0.7,
         weighting: Weighting = simple,
+        critic: StrideCritic | None = None,
     ) -> None:
         super().__init__()
+        self.critic = critic
         self.denoiser, self.normalizer = denoiser, normalizer
         self.horizon, self.dt, self.ends_clean, self.weighting = horizon, dt, ends_clean, weighting
 
@@ -60,7 +64,9 @@ class TrajectoryPrior(nn.Module):
         ends = draws.uniform((len(x0), 2)).to(x0.device) < self.ends_clean
         known = self.clean(ends, x0)
         cond = self.condition(batch["dt"], ends)
-        return denoising_loss(self.denoiser, x0, cond, draws, weighting=self.weighting, known=known)
+        loss = denoising_loss(self.denoiser, x0, cond, draws, weighting=self.weighting, known=known)
+        # no parameter is shared, so the sum of both is a matter of convenience
+        return loss if self.critic is None else loss + self.critic.loss(batch["xy"], batch["dt"], draws)
 
     def clean(self, ends: Bool[Tensor, "batch 2"], x0: Float[Tensor, "batch horizon 2"]) -> Bool[Tensor, "batch h 2"]:
         """Which entries are shown clean."""
@@ -103,7 +109,8 @@ def assemble(config: PlanningConfig, normalizer: MinMax) -> TrajectoryPrior:
     network = build(config.network, horizon=config.horizon, dim=2, cond_dim=CONDITIONS)
     denoiser = NetworkDenoiser(network, build(config.schedule), config.prediction, config.clip)
     paces = (DT * min(config.strides), DT * max(config.strides))
-    return TrajectoryPrior(denoiser, normalizer, config.horizon, paces, config.ends_clean, bind(config.loss))
+    critic = StrideCritic() if config.critic else None
+    return TrajectoryPrior(denoiser, normalizer, config.horizon, paces, config.ends_clean, bind(config.loss), critic)
 
 
 def sampling_table(config: PlanningConfig, prior: TrajectoryPrior) -> Table:

@@ -2,8 +2,8 @@
 
     v <= v_max / max(|e_x|, |e_y|),    (v^2 k)^2 + (dv/dt)^2 <= a_max^2,    v(0) = v_start . e(0),    v(end) = 0
 
-with the way's direction e and curvature k. On a straight line that is a trapezoid; before a bend the ball brakes as late
-as it can.
+with the way's direction e and curvature k. On a straight line that is a trapezoid; before a bend the ball brakes as
+late as it can.
 
 Source: the two sweeps are Bobrow, Dubowsky and Gibson 1985 (doi 10.1177/027836498500400301) with a limit that does not
 depend on the place.
@@ -18,8 +18,8 @@ from jaxtyping import Float
 
 from envs.maze2d import DT
 from planning.ball import Limits
-from planning.ways import resampled
 from planning.plan import Plan
+from planning.ways import resampled
 
 STEP = 0.01
 """Between places where the speed is decided, m."""

@@ -122,7 +122,7 @@ def rounded(room: Room, way: Float[np.ndarray, "n 2"], reach: float = 1.0) -> Fl
     u = np.linspace(0.0, 1.0, 97)[:, None]
     parts = [way[:1]]
     for a, b, c in zip(way[:-2], way[1:-1], way[2:], strict=True):
-        before, after = np.linalg.norm(b - a), np.linalg.norm(c - b)
+        before, after = float(np.linalg.norm(b - a)), float(np.linalg.norm(c - b))
         d, curve = min(reach, before / 2, after / 2), b[None]
         while d > SMALLEST:
             arc = (1 - u) ** 2 * (b - d * (b - a) / before) + 2 * u * (1 - u) * b + u**2 * (b + d * (c - b) / after)

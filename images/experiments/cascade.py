@@ -172,7 +172,8 @@ def _figure(
         axis.plot(list(values), [e.value for e in values.values()], "o-", color=colour, ms=4, label=_origin(steps))
         axis.plot([-0.12], [off[steps].value], "s", color=colour, ms=6)
     axis.axvline(-0.06, color=MUTED, lw=0.8, ls=":")
-    top = 1.15 * max(e.value for values in (off, *found.values()) for e in values.values())
+    seen = [*off.values(), *(e for values in found.values() for e in values.values())]
+    top = 1.15 * max(e.value for e in seen)
     axis.set(xlabel="level s of the small image's noise", ylabel="FD to held-out images", ylim=(0.0, top))
     axis.set_xticks([-0.12, *LEVELS], ["never\nnoised", "0", "", *(f"{s:g}" for s in LEVELS[2:])])
     axis.set_title(f"differences are known to ± {error:.2f}", loc="left", fontsize=10, color=INK)

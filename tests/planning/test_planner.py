@@ -109,6 +109,29 @@ def test_walls_push_candidates_out_of_walls(prior):
     assert inside[1] > 0.7 * inside[0]  # both are negative: at most so much of the depth is left
 
 
+def test_a_critic_takes_the_candidate_that_its_worst_stride_speaks_least_against(prior):
+    make = planner(prior, candidates=3, durations=[35], select="critic")
+    straight = np.linspace([2.8, 0.8], [2.8, 1.8], HORIZON)
+    shifted = [straight + np.array([0.1 * k, 0.0]) for k in range(3)]
+    with pytest.raises(WorkbenchError, match="a prior without one"):
+        make.selected(problem(), np.stack(shifted))
+
+    class Near(torch.nn.Module):
+        """Speaks against one stride of each, most in the first and least in the second."""
+
+        def forward(self, xy, dt):
+            r = torch.full((len(xy), HORIZON - 1), 5.0)
+            r[torch.arange(3), torch.tensor([0, 3, 6])] = torch.tensor([-3.0, -1.0, -2.0])
+            assert (xy[1, :, 0] - 2.9).abs().max() < 1e-5 and dt.tolist() == pytest.approx([0.05] * 3)
+            return r
+
+    prior.critic = Near()
+    try:
+        np.testing.assert_array_equal(make.selected(problem(), np.stack(shifted)).xy, shifted[1])
+    finally:
+        prior.critic = None
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
