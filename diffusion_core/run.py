@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -146,6 +147,15 @@ def launch(main: Callable[[], None]) -> None:
             # the schema is closed, so Hydra's advice to add the key with a + cannot work; nor does its search path help
             text = re.sub(r" To append to your config use \S+| full_key: .*?(?=;|$)| Config search path: .*", "", text)
             raise WorkbenchError(f"{text} (python -m {_module()} --help lists every key)") from error
+
+
+def command(program: str) -> str:
+    """How this process was started, for a results file.
+
+    Args:
+        program: the module that was run.
+    """
+    return f"python -m {program} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def options(program: str, defaults: dict[str, str]) -> dict[str, str]:

@@ -63,6 +63,36 @@ RETURNS = {"umaze": (23.85, 161.86), "medium": (13.13, 277.39), "large": (6.7, 2
 
 
 @dataclass(frozen=True)
+class World:
+    """What all mazes of a task have in common.
+
+    Args:
+        side: of a cell, m.
+        middle: of the cell (0, 0), along both axes, m.
+        radius: of what moves, m.
+        reach: distance from the goal at which it counts as reached, m.
+        dt: time of a step, s.
+        speed: at most, along each axis, m/s.
+    """
+
+    side: float
+    middle: float
+    radius: float
+    reach: float
+    dt: float
+    speed: float
+
+    @property
+    def corner(self) -> float:
+        """Where the cell (0, 0) begins, along both axes, m."""
+        return self.middle - self.side / 2.0
+
+
+BALL = World(side=1.0, middle=-ORIGIN, radius=RADIUS, reach=GOAL_RADIUS, dt=DT, speed=MAX_SPEED)
+"""Maze2D's."""
+
+
+@dataclass(frozen=True)
 class Obstacle:
     """What stands in a maze besides its walls.
 
@@ -83,12 +113,13 @@ class Maze:
     Args:
         rows: of the map, as in `MAPS`; all as long as one another, the border all walls.
         obstacles: beside the walls.
+        world: sizes and place of its cells, and of what moves between them.
 
     Raises:
         ValueError: the map has another form, or an obstacle has no size.
     """
 
-    def __init__(self, rows: Sequence[str], obstacles: Sequence[Obstacle] = ()) -> None:
+    def __init__(self, rows: Sequence[str], obstacles: Sequence[Obstacle] = (), world: World = BALL) -> None:
         cells = [list(row) for row in rows]
         if len(cells) < 3 or len({len(row) for row in cells}) != 1 or {c for row in cells for c in row} - set("#OG"):
             raise ValueError(
@@ -100,13 +131,13 @@ class Maze:
         for obstacle in obstacles:
             if not (np.isfinite([*obstacle.centre, obstacle.radius]).all() and obstacle.radius > 0.0):
                 raise ValueError(f"obstacle: got {obstacle}, expected finite numbers and a radius > 0; correct it")
-        self.rows, self.obstacles = tuple(rows), tuple(obstacles)
+        self.rows, self.obstacles, self.world = tuple(rows), tuple(obstacles), world
         goals = np.argwhere(np.array(cells) == "G")
         self.goal = goals[0].astype(float) if len(goals) else None
 
     @cached_property
     def free(self) -> Float[np.ndarray, "n 2"]:
-        """Cells without a wall, also their coordinates; D4RL's order, empty ones first and then the goal's."""
+        """Cells without a wall, in Maze2D also their coordinates; D4RL's order, empty ones first, then the goal's."""
         cells = np.argwhere(~self.walls).astype(float)
         if self.goal is None:
             return cells
@@ -117,9 +148,10 @@ class Maze:
     def boxes(self) -> Float[np.ndarray, "n 4"]:
         """Walls as x0, y0, x1, y1, m; neighbours along y joined to one box."""
         found = []
+        at = self.world.corner + self.world.side * np.arange(max(self.walls.shape) + 1)
         for x, row in enumerate(self.walls):
             edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(int), [0]])))
-            found += [(x - 0.7, start - 0.7, x + 0.3, stop - 0.7) for start, stop in edges.reshape(-1, 2)]
+            found += [(at[x], at[start], at[x + 1], at[stop]) for start, stop in edges.reshape(-1, 2)]
         squares = [o for o in self.obstacles if o.square]
         found += [(x - o.radius, y - o.radius, x + o.radius, y + o.radius) for o in squares for x, y in [o.centre]]
         return np.array(found)
@@ -136,21 +168,27 @@ class Maze:
         out = np.maximum(low - xy, xy - high)
         boxes = np.linalg.norm(np.maximum(out, 0.0), axis=-1) + np.minimum(out.max(-1), 0.0)
         found = boxes.min(-1)
-        size = np.array(self.walls.shape)
-        found = np.minimum(found, np.minimum(xy[..., 0, :] + 0.7, size - 0.7 - xy[..., 0, :]).min(-1))
+        first = self.world.corner
+        end = first + self.world.side * np.array(self.walls.shape)
+        found = np.minimum(found, np.minimum(xy[..., 0, :] - first, end - xy[..., 0, :]).min(-1))
         if len(self.discs):
             found = np.minimum(found, (np.linalg.norm(xy - self.discs[:, :2], axis=-1) - self.discs[:, 2]).min(-1))
         return np.asarray(found)
 
     def cell(self, xy: Float[np.ndarray, "... 2"]) -> np.ndarray:
         """The cell that holds a place, (..., 2) whole numbers; the nearest one of the map."""
-        return np.clip(np.floor(np.asarray(xy) + 0.7).astype(int), 0, np.array(self.walls.shape) - 1)
+        cells = np.floor((np.asarray(xy) - self.world.corner) / self.world.side).astype(int)
+        return np.clip(cells, 0, np.array(self.walls.shape) - 1)
+
+    def middles(self, cells: np.ndarray) -> np.ndarray:
+        """The middles of cells (..., 2), m."""
+        return self.world.middle + self.world.side * np.asarray(cells, dtype=np.float64)
 
     @cached_property
     def blocked(self) -> Bool[np.ndarray, "w h"]:
         """Cells with a wall, or whose middle the ball cannot be at for an obstacle."""
-        middles = np.stack(np.meshgrid(*map(np.arange, self.walls.shape), indexing="ij"), -1) - ORIGIN
-        return self.walls | (self.clearance(middles) < RADIUS)
+        middles = self.middles(np.stack(np.meshgrid(*map(np.arange, self.walls.shape), indexing="ij"), -1))
+        return self.walls | (self.clearance(middles) < self.world.radius)
 
     def way(self, start: Float[np.ndarray, "2"], goal: Float[np.ndarray, "2"]) -> Float[np.ndarray, "n 2"]:
         """The shortest way through neighbouring cells, from that of ``start`` to that of ``goal``.
@@ -372,7 +410,8 @@ def picture(
 ) -> np.ndarray:
     """A maze from above, ``scale`` px a cell: x to the right, y up; the goal's disc green, the ball blue."""
     width, height = (scale * n for n in maze.walls.shape)
-    x, y = (np.arange(width) + 0.5) / scale - 0.7, (np.arange(height)[::-1] + 0.5) / scale - 0.7
+    world, side = maze.world, maze.world.side
+    x, y = (side * (pixels + 0.5) / scale + world.corner for pixels in (np.arange(width), np.arange(height)[::-1]))
     xy = np.stack(np.meshgrid(x, y), -1)
     image = np.full((height, width, 3), 250, np.uint8)
     image[maze.clearance(xy) <= 0.0] = (90, 98, 110)
@@ -381,9 +420,9 @@ def picture(
         image[np.linalg.norm(xy - centre, axis=-1) <= radius] = colour
 
     if goal is not None:
-        ring = np.abs(np.linalg.norm(xy - goal, axis=-1) - GOAL_RADIUS) < 0.03
+        ring = np.abs(np.linalg.norm(xy - goal, axis=-1) - world.reach) < 0.03 * side
         image[ring] = (60, 160, 90)
-        disc(goal, 0.12, (60, 160, 90))
+        disc(goal, 0.12 * side, (60, 160, 90))
     if ball is not None:
-        disc(ball, RADIUS, (35, 90, 200))
+        disc(ball, world.radius, (35, 90, 200))
     return image

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +24,7 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import PerSample
 from diffusion_core.report import Page
 from diffusion_core.results import Estimate
-from diffusion_core.run import Run, launch, make_folder, one_line_errors, read_metrics
+from diffusion_core.run import Run, command, launch, make_folder, one_line_errors, read_metrics
 from images import features, metrics
 from images.config import EvaluateConfig, EvaluationConfig, ImagesConfig, TaskConfig
 from images.data.pictures import Pictures, save_grid
@@ -260,8 +258,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
     others = {name: (getattr(config.evaluation, name), getattr(own, name)) for name in ("n", "seed")}
     others["guidance"] = (config.guidance_scale, scale)
     out = make_folder(Path(request.out) if request.out else checkpoint.evaluation_folder(saved, request, others))
-    command = "python -m images.evaluate " + shlex.join(sys.argv[1:])
-    return evaluate_and_report(component, saved, config, out, command, Run(out))
+    return evaluate_and_report(component, saved, config, out, command("images.evaluate"), Run(out))
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="evaluate")

@@ -6,8 +6,6 @@ Leaves a run folder with checkpoints, records, samples, an evaluation and ``repo
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from diffusion_core import checkpoint, results
 from diffusion_core.configure import plain
 from diffusion_core.noise import PerSample
 from diffusion_core.resume import open_run, require_same_data, resumable
-from diffusion_core.run import Run, launch, one_line_errors
+from diffusion_core.run import Run, command, launch, one_line_errors
 from diffusion_core.train import fit, processes
 from images import evaluate
 from images.config import ImagesConfig
@@ -74,10 +72,10 @@ def run(config: ImagesConfig) -> Path:
     here.log_to_file()
     train(config, here)
     if distributed.is_main_process:
-        command = "python -m images.train " + shlex.join(sys.argv[1:])
         saved = checkpoint.find(here.path)
         component, config = restore(saved)
-        evaluate.evaluate_and_report(component, saved, config, here.path / "evaluation", command, here)
+        out = here.path / "evaluation"
+        evaluate.evaluate_and_report(component, saved, config, out, command("images.train"), here)
     return here.path
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -11,6 +12,7 @@ from diffusion_core.configure import Leaf
 from diffusion_core.errors import WorkbenchError, require_at_least
 from diffusion_core.train import TrainConfig
 
+ENVS = ("maze2d", "pointmaze")
 SELECT = ("first", "critic", "shortest", "quickest")
 REFINE = ("none", "timed", "cut")
 
@@ -21,13 +23,19 @@ class TaskConfig:
 
     Args:
         name: of the task, kept in checkpoints.
-        maze: of `envs.maze2d.MAPS`.
+        maze: of `envs.maze2d.MAPS` or `envs.pointmaze.MAPS`.
         multi: every episode has a goal of its own (Multi2D).
+        env: "maze2d", D4RL's, or "pointmaze", OGBench's.
     """
 
     name: str = MISSING
     maze: str = MISSING
     multi: bool = False
+    env: str = "maze2d"
+
+    def __post_init__(self) -> None:
+        if self.env not in ENVS:
+            raise WorkbenchError(f"task.env: got {self.env!r}; expected one of {', '.join(ENVS)}: choose one.")
 
 
 @dataclass
@@ -38,11 +46,13 @@ class DataConfig:
         source: "generate", or a file of D4RL, Minari or OGBench.
         steps: of what is generated.
         seed: of what is generated.
+        recipe: of a point maze: "stitch" or "navigate".
     """
 
     source: str = "generate"
     steps: int = 1_000_000
     seed: int = 0
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         require_at_least(1, {"data.steps": self.steps})
@@ -100,11 +110,13 @@ class EvaluationConfig:
     Args:
         n: problems: the starts (and goals) of seeds ``seed``, ``seed + 1``, ...
         seed: of the first problem, and of its plan's noise.
+        multi: a goal of its own for every problem (Multi2D); None: as the task.
         film: how many episodes are filmed.
     """
 
     n: int = 100
     seed: int = 100_000
+    multi: bool | None = None
     film: int = 4
 
     def __post_init__(self) -> None:
@@ -156,4 +168,77 @@ class PlanningConfig:
             raise WorkbenchError(f"ends_clean: got {self.ends_clean}; expected a chance in [0, 1].")
 
 
-ConfigStore.instance().store(name="planning_schema", node=PlanningConfig)
+@dataclass
+class Asked:
+    """What to plan with, besides the prior: as trained where not given.
+
+    Args:
+        checkpoint: a run or a checkpoint folder.
+        sampler, grid, steps: of the sampler.
+        candidates, walls, through, select, refine: see `PlannerConfig`.
+        out: where results go.
+    """
+
+    checkpoint: str = ""
+    sampler: Leaf | None = None
+    grid: Leaf | None = None
+    steps: int = 0
+    candidates: int | None = None
+    walls: float | None = None
+    through: str | None = None
+    select: str | None = None
+    refine: str | None = None
+    out: str = ""
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """What of `PlannerConfig` is given."""
+        names = ("candidates", "walls", "through", "select", "refine")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def of(self, config: PlanningConfig) -> PlanningConfig:
+        """The configuration that was trained, with what is given."""
+        return replace(
+            config,
+            sampler=self.sampler or config.sampler,
+            grid=self.grid or config.grid,
+            steps=self.steps or config.steps,
+            planner=replace(config.planner, **self.changed),
+        )
+
+
+@dataclass
+class EvaluateConfig(Asked, EvaluationConfig):
+    """``python -m planning.evaluate``."""
+
+    def __post_init__(self) -> None:
+        EvaluationConfig.__post_init__(self)
+        require_at_least(0, {"steps": self.steps})
+
+
+@dataclass
+class SampleConfig(Asked):
+    """``python -m planning.sample``.
+
+    Args:
+        start: x, y or x, y, vx, vy, m and m/s.
+        goal: x, y, m.
+        obstacles: x, y and radius of round ones, m.
+        seed: of the plan's noise.
+    """
+
+    start: list[float] = field(default_factory=list)
+    goal: list[float] = field(default_factory=list)
+    obstacles: list[list[float]] = field(default_factory=list)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.start) not in (2, 4) or len(self.goal) != 2 or any(len(o) != 3 for o in self.obstacles):
+            raise WorkbenchError(
+                f"sample: got start={self.start}, goal={self.goal}, obstacles={self.obstacles}; expected x, y (and "
+                "velocities) for the start, x, y for the goal, x, y and radius for each obstacle: correct them."
+            )
+
+
+for _name, _node in (("", PlanningConfig), ("evaluate_", EvaluateConfig), ("sample_", SampleConfig)):
+    ConfigStore.instance().store(name=f"planning_{_name}schema", node=_node)

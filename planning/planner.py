@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from diffusion_core import sample
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import start
 from diffusion_core.noise import Noise, PerSample
+from diffusion_core.sample import State
 from diffusion_core.solvers import Table
 from envs.maze2d import DT, RADIUS, Maze
 from planning.compose import composed
@@ -64,11 +65,17 @@ class DiffusionPlanner:
         x = self.drawn(torch.as_tensor(ends).repeat_interleave(n, 0), self.dt.repeat(len(problems)), noise, maze)
         return self.prior.normalizer.unnormalize(x).reshape(len(problems), n, *x.shape[1:]).double().cpu().numpy()
 
-    @torch.no_grad()
     def drawn(
         self, ends: Float[Tensor, "n 2 2"], dt: Float[Tensor, " n"], noise: Noise, maze: Maze
     ) -> Float[Tensor, "n horizon 2"]:
         """Normalised trajectories between ends in m."""
+        *_, last = self.states(ends, dt, noise, maze)
+        return last.x
+
+    def states(
+        self, ends: Float[Tensor, "n 2 2"], dt: Float[Tensor, " n"], noise: Noise, maze: Maze
+    ) -> Iterator[State]:
+        """The sampler's state after every step; see `drawn`."""
         config, like = self.config, self.prior.normalizer.low
         expert = composed(
             {"prior": self.prior},
@@ -80,7 +87,7 @@ class DiffusionPlanner:
             dt=dt,
         )
         z = noise.normal((len(ends), self.prior.horizon, 2), like.dtype, like.device)
-        return sample.sample(expert, self.table, start(expert, z, float(self.table.times[0])), noise=noise)
+        return sample.trajectory(expert, self.table, start(expert, z, float(self.table.times[0])), noise=noise)
 
     def selected(self, problem: Problem, candidates: Float[np.ndarray, "n horizon 2"]) -> Plan:
         """The plan that is carried out."""

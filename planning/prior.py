@@ -16,9 +16,9 @@ from diffusion_core.loss import Weighting, denoising_loss, simple
 from diffusion_core.normalize import MinMax
 from diffusion_core.predict import PREDICTIONS
 from diffusion_core.solvers import Table
-from envs.maze2d import DT
 from planning.config import PlanningConfig
 from planning.critic import StrideCritic
+from planning.tasks import world
 
 CONDITIONS = 3
 """What the network is told of a trajectory: its pace, and whether its start and its end are shown clean."""
@@ -108,7 +108,8 @@ def assemble(config: PlanningConfig, normalizer: MinMax) -> TrajectoryPrior:
         raise WorkbenchError(f"prediction: got {config.prediction!r}; expected one of {', '.join(PREDICTIONS)}.")
     network = build(config.network, horizon=config.horizon, dim=2, cond_dim=CONDITIONS)
     denoiser = NetworkDenoiser(network, build(config.schedule), config.prediction, config.clip)
-    paces = (DT * min(config.strides), DT * max(config.strides))
+    dt = world(config.task).dt
+    paces = (dt * min(config.strides), dt * max(config.strides))
     critic = StrideCritic() if config.critic else None
     return TrajectoryPrior(denoiser, normalizer, config.horizon, paces, config.ends_clean, bind(config.loss), critic)
 

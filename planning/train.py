@@ -1,6 +1,7 @@
 """Train a prior of plans: ``python -m planning.train task=maze2d_large``.
 
-Makes or loads transitions, trains, and leaves a run folder with checkpoints and records.
+Makes or loads transitions, trains, plans and carries plans out, and leaves a run folder with checkpoints, records and
+``evaluation/report.html``.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from diffusion_core import results
+from diffusion_core import checkpoint, results
 from diffusion_core.configure import plain
 from diffusion_core.normalize import MinMax
 from diffusion_core.resume import open_run, require_same_data, resumable
-from diffusion_core.run import Run, launch, one_line_errors
+from diffusion_core.run import Run, command, launch, one_line_errors
 from diffusion_core.train import fit, processes
+from planning import evaluate, tasks
 from planning.config import PlanningConfig
-from planning.data import sources
 from planning.prior import TrajectoryPrior, assemble, sampling_table
 from planning.trajectories import Trajectories
 
@@ -34,8 +35,9 @@ def train(config: PlanningConfig, here: Run) -> TrajectoryPrior:
     """
     device = processes().device
     torch.manual_seed(config.train.seed)
-    data = sources.load(config.task.maze, config.data.source, config.data.steps, config.data.seed)
-    trajectories = Trajectories(data.observations[:, :2], config.horizon, config.strides, device)
+    data = tasks.transitions(config.task, config.data)
+    xy, ends, dt = data.observations[:, :2], tasks.ends(config.task, data), tasks.world(config.task).dt
+    trajectories = Trajectories(xy, config.horizon, config.strides, device, ends, dt)
     prior = assemble(config, MinMax.fit(trajectories.xy.cpu()))
     # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
     prior.denoiser.bind(sampling_table(config, prior).times)
@@ -55,11 +57,16 @@ def train(config: PlanningConfig, here: Run) -> TrajectoryPrior:
 
 
 def run(config: PlanningConfig) -> Path:
-    """Train; returns the run's folder."""
+    """Train, evaluate and report; returns the run's folder."""
     distributed = processes()
     here = open_run(config, f"planning-{config.task.name}", distributed)
     here.log_to_file()
     train(config, here)
+    if distributed.is_main_process:
+        out = here.path / "evaluation"
+        evaluate.evaluate_and_report(
+            checkpoint.find(here.path), config, config.evaluation, out, command("planning.train"), here
+        )
     return here.path
 
 

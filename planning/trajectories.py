@@ -30,6 +30,8 @@ class Trajectories:
         horizon: nodes of a window.
         strides: steps between nodes.
         device: of the batches.
+        ends: which steps are the last of a stream; None: those that `breaks` finds.
+        dt: of a step, s.
 
     Raises:
         WorkbenchError: no window fits, or a place is not finite.
@@ -41,15 +43,17 @@ class Trajectories:
         horizon: int,
         strides: Sequence[int],
         device: torch.device | None = None,
+        ends: Bool[np.ndarray, " n"] | None = None,
+        dt: float = DT,
     ) -> None:
         if not np.isfinite(xy).all():
             raise WorkbenchError(
                 f"trajectories: got a place that is not finite at step {int(np.argmin(np.isfinite(xy).all(1)))}; "
                 "expected finite ones: mend or drop these steps."
             )
-        ends = np.flatnonzero(breaks(xy))
+        last = np.flatnonzero(breaks(xy) if ends is None else ends)
         # steps that are left after each one, up to the end of its stream
-        room = ends[np.searchsorted(ends, np.arange(len(xy)))] - np.arange(len(xy))
+        room = last[np.searchsorted(last, np.arange(len(xy)))] - np.arange(len(xy))
         starts = [np.flatnonzero(room >= stride * (horizon - 1)) for stride in strides]
         if not sum(map(len, starts)):
             raise WorkbenchError(
@@ -62,6 +66,7 @@ class Trajectories:
         every = np.repeat(np.asarray(strides), [len(s) for s in starts])
         self.strides = torch.as_tensor(every, device=device)
         self.nodes = torch.arange(horizon, device=device)
+        self.dt = dt
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -70,4 +75,4 @@ class Trajectories:
         """``xy`` (batch, horizon, 2) m and ``dt`` (batch,) s, the time between nodes."""
         rows = rows.to(self.starts.device)
         stride = self.strides[rows]
-        return {"xy": self.xy[self.starts[rows, None] + stride[:, None] * self.nodes], "dt": DT * stride.float()}
+        return {"xy": self.xy[self.starts[rows, None] + stride[:, None] * self.nodes], "dt": self.dt * stride.float()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import logging
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from diffusion_core.configure import Leaf, build, typed
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.noise import PerSample
 from diffusion_core.results import Estimate
-from diffusion_core.run import Run, launch, make_folder, one_line_errors
+from diffusion_core.run import Run, command, launch, make_folder, one_line_errors
 from diffusion_core.solvers import Table
 from envs.rollout import Rollout, rollouts
 from policy.config import EvaluateConfig, EvaluationConfig, PolicyConfig
@@ -240,8 +239,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
     own = typed(PolicyConfig, newest.config).evaluation
     others = {"n": (request.n, own.n), "seed": (request.first_seed, own.first_seed)}
     out = make_folder(Path(request.out) if request.out else checkpoint.evaluation_folder(newest, request, others))
-    command = "python -m policy.evaluate " + " ".join(sys.argv[1:])
-    return evaluate_and_report(saved, config, request, out, command, Run(out))
+    return evaluate_and_report(saved, config, request, out, command("policy.evaluate"), Run(out))
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="evaluate")

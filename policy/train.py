@@ -24,7 +24,7 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.normalize import MinMax
 from diffusion_core.resume import open_run, require_same_data, resumable
-from diffusion_core.run import Run, launch, one_line_errors
+from diffusion_core.run import Run, command, launch, one_line_errors
 from diffusion_core.train import fit, processes
 from policy import evaluate
 from policy.config import PolicyConfig
@@ -134,16 +134,9 @@ def run(config: PolicyConfig) -> Path:
         assert isinstance(average, DiffusionPolicy)
         newest = checkpoint.find(here.path)
         evaluate.evaluate_and_report(
-            [newest], config, config.evaluation, here.path / "evaluation", command=command(), run=here
+            [newest], config, config.evaluation, here.path / "evaluation", command=command("policy.train"), run=here
         )
     return here.path
-
-
-def command() -> str:
-    """How this process was started, for the results file."""
-    import sys
-
-    return "python -m policy.train " + " ".join(sys.argv[1:])
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="train")

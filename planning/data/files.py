@@ -21,6 +21,7 @@ from jaxtyping import Float, Shaped
 
 from diffusion_core.durable import flush
 from diffusion_core.errors import WorkbenchError
+from envs.maze2d import GOAL_RADIUS
 from planning.data.transitions import Transitions, transitions
 
 Kind: TypeAlias = Literal["d4rl", "zarr", "minari", "ogbench"]
@@ -30,7 +31,13 @@ SUFFIXES = (*HDF5_SUFFIXES, ".zarr.zip")
 CHUNK_ROWS = 100_000
 
 
-def save(path: Path, stream: Transitions, goal: Float[np.ndarray, "2"] | None = None, overwrite: bool = False) -> None:
+def save(
+    path: Path,
+    stream: Transitions,
+    goal: Float[np.ndarray, "2"] | None = None,
+    overwrite: bool = False,
+    reach: float = GOAL_RADIUS,
+) -> None:
     """Write a file beside its final place and rename it there: it is complete or not there at all.
 
     The same transitions give the same bytes.
@@ -40,6 +47,7 @@ def save(path: Path, stream: Transitions, goal: Float[np.ndarray, "2"] | None = 
         stream: what to write.
         goal: that the rewards speak of, m; None: each step's own.
         overwrite: replace what is there.
+        reach: distance at which a goal counts as reached, m.
 
     Raises:
         WorkbenchError: `check` refuses it, or the disk does.
@@ -48,7 +56,7 @@ def save(path: Path, stream: Transitions, goal: Float[np.ndarray, "2"] | None = 
     arrays = {
         "observations": stream.observations,
         "actions": stream.actions,
-        "rewards": stream.rewards(goal),
+        "rewards": stream.rewards(goal, reach),
         "terminals": np.zeros(len(stream), bool),
         "timeouts": stream.timeouts,
         "infos/goal": stream.goals,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from diffusion_core.download import cache, put_aside
 from diffusion_core.errors import WorkbenchError, require_at_least
 from diffusion_core.run import make_folder
-from envs.maze2d import MAPS, ORIGIN, Maze
+from envs.maze2d import GOAL_RADIUS, MAPS, ORIGIN, Maze
 from planning.data import files
 from planning.data.generate import RECIPE, generate, processes, provenance, require_maze
 from planning.data.transitions import Transitions
@@ -54,7 +54,32 @@ def generated(maze: str, steps: int, seed: int) -> Transitions:
     """
     require_at_least(1, {"steps": steps})
     require_at_least(0, {"seed": seed})
-    name = f"maze2d-{maze}-generated-{steps}-seed{seed}-recipe{RECIPE}.hdf5"
+    return kept(
+        f"maze2d-{maze}-generated-{steps}-seed{seed}-recipe{RECIPE}.hdf5",
+        provenance(maze, steps, seed),
+        steps,
+        lambda progress: generate(maze, steps, seed, workers=processes(), progress=progress),
+        Maze(MAPS[maze]).goal,
+    )
+
+
+def kept(
+    name: str,
+    said: str,
+    steps: int,
+    make: Callable[[Callable[[int], object]], Transitions],
+    goal: Float[np.ndarray, "2"] | None = None,
+    reach: float = GOAL_RADIUS,
+) -> Transitions:
+    """What the cache holds under a name, or what is made now and kept there.
+
+    Args:
+        name: of the file.
+        said: the provenance it must have.
+        steps: about how many there will be.
+        make: makes them, and tells how many it has made.
+        goal, reach: of the rewards; see `Transitions.rewards`.
+    """
     path = make_folder(cache("planning")) / name
     with _alone(path.with_name(f".{name}.lock")):
         if path.exists():
@@ -63,14 +88,14 @@ def generated(maze: str, steps: int, seed: int) -> Transitions:
             except WorkbenchError as error:
                 log.warning("%s; it was %s", error, put_aside(path))
             else:
-                if found.provenance == provenance(maze, steps, seed):
+                if found.provenance == said:
                     log.info("read %s", path)
                     return found
                 log.warning("%s: got %s under this name; it was %s", path, found.provenance, put_aside(path))
-        log.info("making %d steps of maze2d-%s, kept in %s", steps, maze, path)
+        log.info("making %s, kept in %s", said, path)
         with tqdm(total=steps, desc="transitions", unit="step", disable=None, dynamic_ncols=True) as bar:
-            made = generate(maze, steps, seed, workers=processes(), progress=bar.update)
-        files.save(path, made, Maze(MAPS[maze]).goal)
+            made = make(bar.update)
+        files.save(path, made, goal, reach=reach)
     return made
 
 

@@ -47,13 +47,16 @@ class Transitions:
         names = (*WIDTHS, "timeouts")
         return download.content_sha256({name: getattr(self, name) for name in names})
 
-    def rewards(self, goal: Float[np.ndarray, "*n 2"] | None = None) -> Float32[np.ndarray, " n"]:
-        """The environment's reward of each step, ``1 if |xy_{t+1} - goal| <= 0.5 m else 0``.
+    def rewards(
+        self, goal: Float[np.ndarray, "*n 2"] | None = None, reach: float = GOAL_RADIUS
+    ) -> Float32[np.ndarray, " n"]:
+        """The environment's reward of each step, ``1 if |xy_{t+1} - goal| <= reach else 0``.
 
         D4RL's files hold ``|xy_t - goal| <= 0.5`` instead, one step early (its issue #194).
 
         Args:
             goal: one place, (2,) m, as in the single task; None: each step's own goal.
+            reach: m.
         """
         # torch comes with it, which the processes that generate transitions can do without
         from planning.trajectories import breaks
@@ -64,7 +67,7 @@ class Transitions:
         last = self.timeouts & breaks(xy)
         after[last] = xy[last]
         distance = np.linalg.norm(after - (self.goals if goal is None else np.asarray(goal, np.float32)), axis=1)
-        return (distance <= GOAL_RADIUS).astype(np.float32)
+        return (distance <= reach).astype(np.float32)
 
     def statistics(self) -> dict[str, float]:
         """How the ball is driven, in numbers that tell one way of collecting from another.

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_core.errors import WorkbenchError
-from envs.maze2d import ORIGIN, Maze
+from envs.maze2d import Maze
 from planning.energies.algebra import Cost
 
 BETWEEN = 4
@@ -112,6 +112,7 @@ class _Solid(NamedTuple):
     sign: Float[Tensor, "w h"]
     """1 of a free cell, -1 of a wall."""
     border: Float[Tensor, "2 2"]
+    side: float
     squares: Float[Tensor, "s 4"]
     discs: Float[Tensor, "d 3"]
 
@@ -130,12 +131,21 @@ def _solid(maze: Maze, dtype: torch.dtype, device: torch.device) -> _Solid:
         near.append(others[least < most.min(initial=1 << 30)])
     k = max(map(len, near))
     # filled up with one of their own, which changes no least distance
-    table = np.stack([chosen[np.minimum(np.arange(k), len(chosen) - 1)] for chosen in near]) - ORIGIN
+    table = maze.middles(np.stack([chosen[np.minimum(np.arange(k), len(chosen) - 1)] for chosen in near]))
     squares = sum(obstacle.square for obstacle in maze.obstacles)
-    border = np.stack([np.zeros(2), np.array(walls.shape)]) - ORIGIN - 0.5
-    boxes = maze.boxes[len(maze.boxes) - squares :]
-    parts = (table.reshape(*walls.shape, k, 2), np.where(walls, -1.0, 1.0), border, boxes, maze.discs)
-    return _Solid(*(torch.as_tensor(part, dtype=dtype, device=device) for part in parts))
+    border = maze.world.corner + maze.world.side * np.stack([np.zeros(2), np.array(walls.shape)])
+
+    def moved(part: np.ndarray) -> Tensor:
+        return torch.as_tensor(part, dtype=dtype, device=device)
+
+    return _Solid(
+        near=moved(table.reshape(*walls.shape, k, 2)),
+        sign=moved(np.where(walls, -1.0, 1.0)),
+        border=moved(border),
+        side=maze.world.side,
+        squares=moved(maze.boxes[len(maze.boxes) - squares :]),
+        discs=moved(maze.discs),
+    )
 
 
 def _to_walls(xy: Float[Tensor, "*batch 2"], solid: _Solid) -> Float[Tensor, "*batch"]:
@@ -143,12 +153,12 @@ def _to_walls(xy: Float[Tensor, "*batch 2"], solid: _Solid) -> Float[Tensor, "*b
     # which one is nearest needs no gradient: to keep one for each cell takes most of the memory of a step
     with torch.no_grad():
         w, h = solid.sign.shape
-        row, column = (xy - solid.border[0]).nan_to_num(0.0).long().unbind(-1)
+        row, column = ((xy - solid.border[0]) / solid.side).nan_to_num(0.0).long().unbind(-1)
         row, column = row.clamp(0, w - 1), column.clamp(0, h - 1)
         near = solid.near[row, column]
-        nearest = (near - xy[..., None, :]).abs_().sub_(0.5).clamp_(min=0.0).square_().sum(-1).argmin(-1)
+        nearest = (near - xy[..., None, :]).abs_().sub_(solid.side / 2.0).clamp_(min=0.0).square_().sum(-1).argmin(-1)
         middle = near.gather(-2, nearest[..., None, None].expand(*nearest.shape, 1, 2)).squeeze(-2)
-    out = ((xy - middle).abs() - 0.5).clamp(min=0.0)
+    out = ((xy - middle).abs() - solid.side / 2.0).clamp(min=0.0)
     return solid.sign[row, column] * torch.linalg.vector_norm(out, dim=-1)
 
 
