@@ -106,7 +106,7 @@ class Episode:
         failed_replans: how often no new plan was found; the old one was kept then.
     """
 
-    states: Float[np.ndarray, "steps+1 4"]
+    states: Float[np.ndarray, "moments 4"]
     actions: Float[np.ndarray, "steps 2"]
     rewards: Float[np.ndarray, " steps"]
     contacts: Bool[np.ndarray, " steps"]

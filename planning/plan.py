@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from diffusion_core.errors import WorkbenchError
-from envs.maze2d import RADIUS, Maze
+from envs.maze2d import Maze
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,19 +74,21 @@ class Plan:
 
     def clearance(self, maze: Maze) -> float:
         """Least distance of the way to what is solid, m; negative where it goes through."""
-        return float(maze.clearance(self.dense()).min())
+        return float(maze.clearance(self.dense(0.02 * maze.world.side)).min())
 
-    def valid(self, problem: Problem, radius: float = RADIUS, reach: float = 0.5) -> bool:
+    def valid(self, problem: Problem, radius: float | None = None, reach: float | None = None) -> bool:
         """Whether the ball fits all along the way, and the way ends at the goal.
 
         Args:
-            radius: that must be free around every place, m.
-            reach: of the goal, m.
+            radius: that must be free around every place, m; None: the ball's.
+            reach: of the goal, m; None: the task's.
         """
-        ends = float(np.linalg.norm(self.xy[-1] - problem.goal)) <= reach
-        return ends and self.clearance(problem.maze) >= radius
+        world = problem.maze.world
+        ends = float(np.linalg.norm(self.xy[-1] - problem.goal)) <= (world.reach if reach is None else reach)
+        return ends and self.clearance(problem.maze) >= (world.radius if radius is None else radius)
 
 
+@runtime_checkable
 class Planner(Protocol):
     """Finds plans."""
 

@@ -44,7 +44,7 @@ class Room:
         for end in self.ends:
             near = np.linalg.norm(xy - end, axis=-1) < 2.0 * self.room
             asked[near] = np.minimum(asked[near], self.maze.clearance(end) - 1e-9)
-        return self.maze.clearance(xy) >= asked
+        return np.asarray(self.maze.clearance(xy) >= asked)
 
     def along(self, way: Float[np.ndarray, "n 2"]) -> bool:
         """Whether every place on a way has it."""
