@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from images import gallery
+from planning import published as planning_published
 from policy import published
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,12 +195,47 @@ def image_throughput() -> str:
     return markdown(["batch", *(f"{n}, images/s" for n in names), "ours : diffusers", "largest difference"], rows)
 
 
+def maze2d() -> str:
+    """Scores of the planner by what it knows, of its peers on the same problems, and published ones."""
+    kinds = {
+        "first": "one sample of the prior",
+        "critic": "best of 64 by the critic of strides, no map",
+        "own": "prior x walls, best of 64 by the map",
+        "cut": "the same, refined",
+    }
+    places = [(maze, multi) for multi in (False, True) for maze in planning_published.MAZES]
+    found = {
+        (kind, maze, multi): load(f"planning/{maze}-{kind}{'-multi' if multi else ''}")
+        for kind in kinds
+        for maze, multi in places
+        if (RESULTS / "planning" / f"{maze}-{kind}{'-multi' if multi else ''}.json").exists()
+    }
+
+    def cell(m: dict[str, Any]) -> str:
+        return f"{m['score']['value']:.0f} ± {m['score']['stderr']:.0f} ({m['success_rate']['value']:.2f})"
+
+    rows = []
+    for kind, words in kinds.items():
+        times = [found[key]["metrics"]["planning_p50"]["value"] for key in found if key[0] == kind]
+        cells = [cell(found[kind, *place]["metrics"]) if (kind, *place) in found else "" for place in places]
+        rows.append([words, *cells, f"{min(times):.0f} to {max(times):.0f}" if times else ""])
+    for peer in next(iter(found.values()))["peers"] if found else ():
+        own = {place: found["cut", *place]["peers"][peer] for place in places if ("cut", *place) in found}
+        rows.append([peer, *(cell(own[place]) if place in own else "" for place in places), ""])
+    for line in planning_published.ROWS:
+        scores = [line.score(*place) for place in places]
+        rows.append([line.method + " (published)", *("" if s is None else f"{s:.0f}" for s in scores), ""])
+    head = [f"{'multi' if multi else 'single'} {maze}" for maze, multi in places]
+    return markdown(["D4RL score (success)", *head, "ms to plan, median"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "orders": orders,
     "pusht": pusht,
     "overhead": overhead,
     "samplers": samplers,
     "composition": composition,
+    "maze2d": maze2d,
     "images_quick": partial(images_of, "quick"),
     "images_full": partial(images_of, "full"),
     "images_scenes": partial(images_of, "scenes"),

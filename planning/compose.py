@@ -34,10 +34,17 @@ Pace = float | tuple[float, float]
 class Prior(Protocol):
     """A denoiser of normalised trajectories, and what its numbers mean."""
 
-    denoiser: Any
-    normalizer: Any
-    horizon: int
-    dt: Any
+    @property
+    def denoiser(self) -> Any: ...
+
+    @property
+    def normalizer(self) -> Any: ...
+
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def dt(self) -> Any: ...
 
 
 @runtime_checkable

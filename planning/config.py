@@ -65,7 +65,12 @@ class PlannerConfig:
 
     Args:
         candidates: trajectories drawn for one problem, over all ``durations``; 1: no selection.
-        durations: of a trajectory, in steps of the environment; drawn side by side.
+        durations: of a trajectory (with ``segments`` of each of them), in steps of the environment; drawn side by side.
+        segments: trajectories of the prior's length that are stitched to one, see `planning.stitch`; 1: none are. The
+            start and the goal are known at the ends of the whole.
+        overlap: nodes that two segments share.
+        plans: how many may be made for one problem of a point maze: see `planning.follow.follow`.
+        langevin: steps of a corrector after each step of the sampler: stitched segments agree through them.
         walls: strength of the energy that keeps a trajectory out of walls and obstacles; 0: it is never asked.
         margin: distance to what is solid below which that energy begins, m.
         space: "x0_hat" or "x_t": what energies are a function of.
@@ -80,6 +85,10 @@ class PlannerConfig:
 
     candidates: int = 64
     durations: list[int] = field(default_factory=lambda: [96, 192, 288, 384])
+    segments: int = 1
+    overlap: int = 8
+    plans: int = 1
+    langevin: int = 0
     walls: float = 1.0
     margin: float = 0.15
     space: str = "x0_hat"
@@ -93,6 +102,9 @@ class PlannerConfig:
         require_at_least(
             1, {"planner.candidates": self.candidates, "planner.durations": min(self.durations, default=0)}
         )
+        counts = {"planner.segments": self.segments, "planner.overlap": self.overlap, "planner.plans": self.plans}
+        require_at_least(1, counts)
+        require_at_least(0, {"planner.langevin": self.langevin})
         for name, got, known in (("select", self.select, SELECT), ("refine", self.refine, REFINE)):
             if got not in known:
                 raise WorkbenchError(f"planner.{name}: got {got!r}; expected one of {', '.join(known)}: choose one.")
@@ -111,12 +123,16 @@ class EvaluationConfig:
         n: problems: the starts (and goals) of seeds ``seed``, ``seed + 1``, ...
         seed: of the first problem, and of its plan's noise.
         multi: a goal of its own for every problem (Multi2D); None: as the task.
+        problems: a file of problems, all of which are taken instead; see `planning.problems.of_file`.
+        peers: what gets the same problems; some of `planning.evaluate.PEERS`.
         film: how many episodes are filmed.
     """
 
     n: int = 100
     seed: int = 100_000
     multi: bool | None = None
+    problems: str = ""
+    peers: list[str] = field(default_factory=lambda: ["waypoint", "bfs"])
     film: int = 4
 
     def __post_init__(self) -> None:
@@ -174,12 +190,14 @@ class Asked:
 
     Args:
         checkpoint: a run or a checkpoint folder.
+        expect_task: refuse a checkpoint of any other task; empty: whatever it was trained for.
         sampler, grid, steps: of the sampler.
         candidates, walls, through, select, refine: see `PlannerConfig`.
         out: where results go.
     """
 
     checkpoint: str = ""
+    expect_task: str = ""
     sampler: Leaf | None = None
     grid: Leaf | None = None
     steps: int = 0
@@ -229,11 +247,13 @@ class SampleConfig(Asked):
 
     start: list[float] = field(default_factory=list)
     goal: list[float] = field(default_factory=list)
-    obstacles: list[list[float]] = field(default_factory=list)
+    # a list of lists would take no whole numbers
+    obstacles: list[Any] = field(default_factory=list)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.start) not in (2, 4) or len(self.goal) != 2 or any(len(o) != 3 for o in self.obstacles):
+        numbers = [isinstance(o, list) and len(o) == 3 and {*map(type, o)} <= {int, float} for o in self.obstacles]
+        if len(self.start) not in (2, 4) or len(self.goal) != 2 or not all(numbers):
             raise WorkbenchError(
                 f"sample: got start={self.start}, goal={self.goal}, obstacles={self.obstacles}; expected x, y (and "
                 "velocities) for the start, x, y for the goal, x, y and radius for each obstacle: correct them."

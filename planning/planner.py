@@ -10,18 +10,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion_core import sample
+from diffusion_core.correct import Ula
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import start
 from diffusion_core.noise import Noise, PerSample
 from diffusion_core.sample import State
 from diffusion_core.solvers import Table
-from envs.maze2d import DT, RADIUS, Maze
-from planning.compose import composed
+from envs.maze2d import BALL, Maze, World
+from planning.compose import Prior, composed, stitched
 from planning.config import PlannerConfig
 from planning.energies import Walls
 from planning.plan import Plan, Problem
 from planning.prior import TrajectoryPrior
 from planning.refine import refined
+from planning.stitch import evenly
+
+LANGEVIN = 0.2
+"""Of the corrector, see `diffusion_core.correct`."""
 
 
 class DiffusionPlanner:
@@ -31,13 +36,19 @@ class DiffusionPlanner:
         prior: of trajectories.
         table: the sampler.
         config: what it is multiplied with, how many are drawn, and which is taken.
+        world: that plans are carried out in.
+
+    Raises:
+        WorkbenchError: the segments' overlap is none, or more than half a segment.
     """
 
-    def __init__(self, prior: TrajectoryPrior, table: Table, config: PlannerConfig) -> None:
-        self.prior, self.table, self.config = prior, table, config
+    def __init__(self, prior: TrajectoryPrior, table: Table, config: PlannerConfig, world: World = BALL) -> None:
+        self.prior, self.table, self.config, self.world = prior, table, config, world
+        self.horizon = prior.horizon + (config.segments - 1) * (prior.horizon - config.overlap)
+        self.windows = evenly(self.horizon, prior.horizon, config.overlap) if config.segments > 1 else ()
         steps = torch.tensor(config.durations, dtype=torch.float32)
         each = -(-config.candidates // len(steps))
-        self.dt = (DT * steps / (prior.horizon - 1)).repeat_interleave(each)[: config.candidates]
+        self.dt = (world.dt * steps / (prior.horizon - 1)).repeat_interleave(each)[: config.candidates]
 
     def __call__(self, problem: Problem, seed: int) -> Plan:
         """A plan; the same for the same problem and seed, whatever is planned beside it."""
@@ -77,17 +88,23 @@ class DiffusionPlanner:
     ) -> Iterator[State]:
         """The sampler's state after every step; see `drawn`."""
         config, like = self.config, self.prior.normalizer.low
+        priors: dict[str, Prior] = {"prior": self.prior}
+        if self.windows:
+            # segments are told their pace here, and of the ends: only those of the whole are clean
+            priors = {"prior": stitched(priors, self.windows, ["prior"] * config.segments, dt=dt)}
         expert = composed(
-            {"prior": self.prior},
-            [Walls(maze, config.margin + RADIUS)] if config.walls > 0.0 else [],
+            priors,
+            [Walls(maze, config.margin + maze.world.radius)] if config.walls > 0.0 else [],
             [config.walls] if config.walls > 0.0 else [],
-            _clamped(ends, self.prior.horizon),
+            _clamped(ends, self.horizon),
             config.space,  # type: ignore[arg-type]
             config.through,  # type: ignore[arg-type]
-            dt=dt,
+            dt=None if self.windows else dt,
         )
-        z = noise.normal((len(ends), self.prior.horizon, 2), like.dtype, like.device)
-        return sample.trajectory(expert, self.table, start(expert, z, float(self.table.times[0])), noise=noise)
+        z = noise.normal((len(ends), self.horizon, 2), like.dtype, like.device)
+        z = start(expert, z, float(self.table.times[0]))
+        corrector = Ula(config.langevin, LANGEVIN) if config.langevin else None
+        return sample.trajectory(expert, self.table, z, noise=noise, corrector=corrector)
 
     def selected(self, problem: Problem, candidates: Float[np.ndarray, "n horizon 2"]) -> Plan:
         """The plan that is carried out."""
@@ -105,7 +122,7 @@ class DiffusionPlanner:
         if self.config.select == "quickest":
             # no way is as long as 1 km
             lengths = lengths / 1000.0 + np.array([plan.dt for plan in plans])
-        fits: Bool[np.ndarray, " n"] = room >= min(RADIUS, room.max())
+        fits: Bool[np.ndarray, " n"] = room >= min(problem.maze.world.radius, room.max())
         return int(np.where(fits, lengths, np.inf).argmin())
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from diffusion_core.errors import WorkbenchError
 from envs.maze2d import MAPS, Maze2d
+from envs.pointmaze import PointMaze
 from planning.plan import Problem
 
 
@@ -18,7 +19,7 @@ def drawn(env: Maze2d, seeds: Sequence[int]) -> list[Problem]:
     return [Problem(env.maze, env.reset(seed=seed)[0], env.goal) for seed in seeds]
 
 
-def of_file(env: Maze2d, path: Path) -> list[Problem]:
+def of_file(env: Maze2d | PointMaze, path: Path) -> list[Problem]:
     """The problems in an HDF5 file: ``start_state`` (n, 2 or 4) and ``goal_pos`` (n, 2), m and m/s, in Maze2D's frame.
 
     Its attribute ``env_name``, where it has one, must not name another maze.

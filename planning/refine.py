@@ -7,6 +7,7 @@ ball can do, and little of walls. Who knows the map and the ball can use that la
 from __future__ import annotations
 
 from diffusion_core.errors import WorkbenchError
+from envs.maze2d import BALL
 from planning.ball import Limits
 from planning.config import REFINE
 from planning.plan import Plan, Problem
@@ -31,6 +32,10 @@ def refined(problem: Problem, plan: Plan, how: str, limits: Limits = Limits()) -
         raise WorkbenchError(f"refine: got {how!r}; expected one of {', '.join(REFINE)}: choose one.")
     if how == "none":
         return plan
+    if problem.maze.world != BALL:
+        raise WorkbenchError(
+            f"planner.refine: got {how!r} in a world without inertia; expected none: only Maze2D's ball has limits."
+        )
     room = Room.of(problem)
     way = corner_cut(room, plan.xy) if how == "cut" else plan.xy
     return timed(rounded(room, way), problem.start[2:], limits)

@@ -59,6 +59,7 @@ def train(config: PlanningConfig, here: Run) -> TrajectoryPrior:
 def run(config: PlanningConfig) -> Path:
     """Train, evaluate and report; returns the run's folder."""
     distributed = processes()
+    evaluate.check(config, config.evaluation)
     here = open_run(config, f"planning-{config.task.name}", distributed)
     here.log_to_file()
     train(config, here)

@@ -77,8 +77,8 @@ class Ways:
         free = {tuple(cell) for cell in self.cells.tolist()}
 
         def passage(x: int, y: int) -> bool:
-            along_x, along_y = ([(p in free) for p in pair] for pair in (((x - 1, y), (x + 1, y)), ((x, y - 1), (x, y + 1))))
-            return (all(along_x) and not any(along_y)) or (all(along_y) and not any(along_x))
+            along_x, along_y = {(x - 1, y), (x + 1, y)}, {(x, y - 1), (x, y + 1)}
+            return any(one <= free and not other & free for one, other in ((along_x, along_y), (along_y, along_x)))
 
         return np.array([k for k, (x, y) in enumerate(self.cells.tolist()) if not passage(x, y)])
 
@@ -166,8 +166,10 @@ def _group(maze: str, recipe: str, n: int, rng: np.random.Generator, noise: floa
             last, goal = np.where(done, fresh, last), np.where(done[:, None], places, goal)
     ends = np.zeros((length, n), bool)
     ends[-1] = True
+    # its ball has no velocity: an action moves it
     rows = {"observations": np.concatenate([seen, np.zeros_like(seen)], -1), "actions": acts, "goals": goals}
-    return {key: np.swapaxes(rows[key], 0, 1).reshape(n * length, -1) for key in rows} | {"timeouts": ends.T.reshape(-1)}
+    stream = {name: np.swapaxes(row, 0, 1).reshape(n * length, -1) for name, row in rows.items()}
+    return stream | {"timeouts": ends.T.reshape(-1)}
 
 
 def of_file(maze: str, path: Path) -> Transitions:
@@ -179,8 +181,8 @@ def of_file(maze: str, path: Path) -> Transitions:
     found, kind = files.load(path), files.kind(path)
     if kind != "ogbench" and "pointmaze-" not in found.provenance:
         raise WorkbenchError(
-            f"{path}: got {found.provenance}; expected a pointmaze of OGBench's, or one generated here: choose its task, "
-            "or another file."
+            f"{path}: got {found.provenance}; expected a pointmaze of OGBench's, or one generated here: choose "
+            "its task, or another file."
         )
     inside = of_name(maze).clearance(found.observations[:, :2].astype(float)) <= 0.0
     if inside.any():
