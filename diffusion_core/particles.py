@@ -128,7 +128,8 @@ def sample_particles(
 
     Args:
         denoiser: of a Gaussian field; for ``weigh="path"`` a product with exponents that do not depend on time (a
-            cost's may). A cost makes a step cost two calls of the experts, on x0_hat three.
+            cost's may), and known values that denoisers are shown clean. A cost makes a step cost two calls of the
+            experts, on x0_hat three.
         grid: falling times.
         x: (groups K, ...) from `experts.start`, whose density the first weights divide by.
         noise: source of fresh noise; with `noise.PerSample` a group does not depend on the others.
@@ -262,10 +263,11 @@ def _by_path(
     denoiser: Denoiser, process: Gaussian, times: Float64[Tensor, " n"], cond: Any, kernel: _Kernel
 ) -> tuple[First, Proposal]:
     product = denoiser if isinstance(denoiser, Product) else denoiser**1.0
-    if product.known or any(callable(exponent) for _, exponent in product.denoisers):
+    if any(callable(exponent) for _, exponent in product.denoisers) or any(k.mode != "clean" for k in product.known):
         raise WorkbenchError(
-            "particles by path: got known values or an exponent that depends on time; expected a product of denoisers "
-            'with constant exponents, and costs; or weigh="density" with denoisers that have one.'
+            "particles by path: got an exponent that depends on time, or known values that the denoisers are shown "
+            "renoised; expected a product of denoisers with constant exponents, costs, and known values that are shown "
+            'clean (Known(..., mode="clean")); or weigh="density" with denoisers that have one.'
         )
     check_shares(product)
     log_snr = process.schedule.log_snr(times)
@@ -277,7 +279,19 @@ def _by_path(
     leaves, weights = merged(product.denoisers, times, cond)
     evaluate_all, combined = batched(leaves, times), process.combine(weights, times)
     tilted = product.bind(times, cond) if product.energies else None
-    potential = _potential(product, times, lambda x, i: combined(x, evaluate_all(x, i), i))
+
+    def shown(x: Tensor) -> Tensor:
+        for factor in product.known:
+            x = factor.apply(x)
+        return x
+
+    def squared(x: Tensor) -> Tensor:
+        # what is known is no variable, and has no weight
+        for factor in product.known:
+            x = torch.where(factor.mask, 0.0, x)
+        return x.flatten(1).square().sum(1)
+
+    potential = _potential(product, times, lambda x, i: shown(combined(x, evaluate_all(shown(x), i), i)))
     each, total = weights[0].tolist(), _exponents(product, times)[0]
     alpha, sigma = process.schedule.alpha(times), process.schedule.sigma(times)
     d_log_alpha, d_log_snr = alpha.log().diff().tolist(), log_snr.diff().tolist()
@@ -285,25 +299,27 @@ def _by_path(
 
     def first(x: Tensor) -> Tensor:
         # where nothing is left of the data every expert is N(0, sigma^2), and their product known in closed form
-        d = x[0].numel()
+        d = squared(torch.ones_like(x))
         constant = 0.5 * d * ((1.0 - total) * math.log(2.0 * math.pi * sigmas[0] ** 2) - math.log(total))
         return potential(x, 0) + constant
 
     def propose(x: Tensor, i: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        estimates = list(evaluate_all(x, i))
-        together = combined(x, estimates, i)
+        estimates = list(evaluate_all(shown(x), i))
+        together = shown(combined(x, estimates, i))
         x0_hat = together if tilted is None else tilted(x, i)
 
         def squared_eps(estimate: Tensor) -> Tensor:
-            return x.sub(estimate, alpha=alphas[i]).div_(sigmas[i]).flatten(1).square().sum(1)
+            return squared(x.sub(estimate, alpha=alphas[i]).div_(sigmas[i]))
 
         def weigh(x_s: Tensor) -> Tensor:
             excess = squared_eps(together)
             for w, estimate in zip(each, estimates, strict=True):
                 excess = excess - w * squared_eps(estimate)
-            log_weight = 0.5 * d_log_snr[i] * excess + (1.0 - total) * x[0].numel() * d_log_alpha[i]
+            d = squared(torch.ones_like(x))
+            log_weight = 0.5 * d_log_snr[i] * excess + (1.0 - total) * d_log_alpha[i] * d
             if tilted is not None:
                 log_weight = log_weight + potential(x_s, i + 1) - potential(x, i)
+                # what is known is at the same place in both
                 log_weight = (
                     log_weight + kernel.log_density(x_s, x, together, i) - kernel.log_density(x_s, x, x0_hat, i)
                 )

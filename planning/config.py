@@ -47,16 +47,23 @@ class DataConfig:
         steps: of what is generated.
         seed: of what is generated.
         recipe: of a point maze: "stitch" or "navigate".
+        region: x0, y0, x1, y1 in m: only what happens in there is learned from; empty: everything is.
     """
 
     source: str = "generate"
     steps: int = 1_000_000
     seed: int = 0
     recipe: str = ""
+    region: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require_at_least(1, {"data.steps": self.steps})
         require_at_least(0, {"data.seed": self.seed})
+        box = self.region
+        if box and not (len(box) == 4 and box[0] < box[2] and box[1] < box[3]):
+            raise WorkbenchError(
+                f"data.region: got {box}; expected x0 < x1 and y0 < y1 as x0, y0, x1, y1 in m, or nothing: correct it."
+            )
 
 
 @dataclass
@@ -71,6 +78,8 @@ class PlannerConfig:
         overlap: nodes that two segments share.
         plans: how many may be made for one problem of a point maze: see `planning.follow.follow`.
         langevin: steps of a corrector after each step of the sampler: stitched segments agree through them.
+        particles: the candidates of each duration are weighted and resampled on the way (`diffusion_core.particles`),
+            so that they are drawn from the product itself; steps are ancestral then, whatever the sampler.
         walls: strength of the energy that keeps a trajectory out of walls and obstacles; 0: it is never asked.
         margin: distance to what is solid below which that energy begins, m.
         space: "x0_hat" or "x_t": what energies are a function of.
@@ -89,6 +98,7 @@ class PlannerConfig:
     overlap: int = 8
     plans: int = 1
     langevin: int = 0
+    particles: bool = False
     walls: float = 1.0
     margin: float = 0.15
     space: str = "x0_hat"
@@ -105,6 +115,11 @@ class PlannerConfig:
         counts = {"planner.segments": self.segments, "planner.overlap": self.overlap, "planner.plans": self.plans}
         require_at_least(1, counts)
         require_at_least(0, {"planner.langevin": self.langevin})
+        if self.particles and self.candidates % len(self.durations):
+            raise WorkbenchError(
+                f"planner.particles: got {self.candidates} candidates for {len(self.durations)} durations; expected a "
+                "multiple, as each has particles of its own: change either."
+            )
         for name, got, known in (("select", self.select, SELECT), ("refine", self.refine, REFINE)):
             if got not in known:
                 raise WorkbenchError(f"planner.{name}: got {got!r}; expected one of {', '.join(known)}: choose one.")
@@ -192,7 +207,7 @@ class Asked:
         checkpoint: a run or a checkpoint folder.
         expect_task: refuse a checkpoint of any other task; empty: whatever it was trained for.
         sampler, grid, steps: of the sampler.
-        candidates, walls, through, select, refine: see `PlannerConfig`.
+        candidates, durations, particles, walls, through, select, refine: see `PlannerConfig`.
         out: where results go.
     """
 
@@ -202,6 +217,8 @@ class Asked:
     grid: Leaf | None = None
     steps: int = 0
     candidates: int | None = None
+    durations: list[int] | None = None
+    particles: bool | None = None
     walls: float | None = None
     through: str | None = None
     select: str | None = None
@@ -211,7 +228,7 @@ class Asked:
     @property
     def changed(self) -> dict[str, Any]:
         """What of `PlannerConfig` is given."""
-        names = ("candidates", "walls", "through", "select", "refine")
+        names = ("candidates", "durations", "particles", "walls", "through", "select", "refine")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def of(self, config: PlanningConfig) -> PlanningConfig:

@@ -12,8 +12,9 @@ from torch import Tensor
 from diffusion_core import sample
 from diffusion_core.correct import Ula
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.experts import start
+from diffusion_core.experts import Product, start
 from diffusion_core.noise import Noise, PerSample
+from diffusion_core.particles import sample_particles
 from diffusion_core.sample import State
 from diffusion_core.solvers import Table
 from envs.maze2d import BALL, Maze, World
@@ -80,19 +81,40 @@ class DiffusionPlanner:
         self, ends: Float[Tensor, "n 2 2"], dt: Float[Tensor, " n"], noise: Noise, maze: Maze
     ) -> Float[Tensor, "n horizon 2"]:
         """Normalised trajectories between ends in m."""
+        if self.config.particles:
+            return self.weighted(ends, dt, noise, maze)
         *_, last = self.states(ends, dt, noise, maze)
         return last.x
+
+    def weighted(
+        self, ends: Float[Tensor, "n 2 2"], dt: Float[Tensor, " n"], noise: Noise, maze: Maze
+    ) -> Float[Tensor, "n horizon 2"]:
+        """`drawn` by weighted particles; those of one problem and duration are a group."""
+        expert, z = self.product(ends, dt, maze), self._noised(noise, len(ends))
+        # a copy goes on at its own pace
+        groups = len(ends) * len(self.config.durations) // len(self.dt)
+        times = torch.cat([self.table.times, self.table.times.new_zeros(1)])
+        found = sample_particles(
+            expert, times, start(expert, z, float(times[0])), noise, groups=groups, corrector=self._corrector
+        )
+        return found.resampled(noise)
 
     def states(
         self, ends: Float[Tensor, "n 2 2"], dt: Float[Tensor, " n"], noise: Noise, maze: Maze
     ) -> Iterator[State]:
         """The sampler's state after every step; see `drawn`."""
-        config, like = self.config, self.prior.normalizer.low
+        expert, z = self.product(ends, dt, maze), self._noised(noise, len(ends))
+        x = start(expert, z, float(self.table.times[0]))
+        return sample.trajectory(expert, self.table, x, noise=noise, corrector=self._corrector)
+
+    def product(self, ends: Float[Tensor, "n 2 2"], dt: Float[Tensor, " n"], maze: Maze) -> Product:
+        """What trajectories between ends in m are drawn from."""
+        config = self.config
         priors: dict[str, Prior] = {"prior": self.prior}
         if self.windows:
             # segments are told their pace here, and of the ends: only those of the whole are clean
             priors = {"prior": stitched(priors, self.windows, ["prior"] * config.segments, dt=dt)}
-        expert = composed(
+        return composed(
             priors,
             [Walls(maze, config.margin + maze.world.radius)] if config.walls > 0.0 else [],
             [config.walls] if config.walls > 0.0 else [],
@@ -101,10 +123,14 @@ class DiffusionPlanner:
             config.through,  # type: ignore[arg-type]
             dt=None if self.windows else dt,
         )
-        z = noise.normal((len(ends), self.horizon, 2), like.dtype, like.device)
-        z = start(expert, z, float(self.table.times[0]))
-        corrector = Ula(config.langevin, LANGEVIN) if config.langevin else None
-        return sample.trajectory(expert, self.table, z, noise=noise, corrector=corrector)
+
+    def _noised(self, noise: Noise, n: int) -> Float[Tensor, "n horizon 2"]:
+        like = self.prior.normalizer.low
+        return noise.normal((n, self.horizon, 2), like.dtype, like.device)
+
+    @property
+    def _corrector(self) -> Ula | None:
+        return Ula(self.config.langevin, LANGEVIN) if self.config.langevin else None
 
     def selected(self, problem: Problem, candidates: Float[np.ndarray, "n horizon 2"]) -> Plan:
         """The plan that is carried out."""

@@ -22,7 +22,7 @@ from diffusion_core.train import fit, processes
 from planning import evaluate, tasks
 from planning.config import PlanningConfig
 from planning.prior import TrajectoryPrior, assemble, sampling_table
-from planning.trajectories import Trajectories
+from planning.trajectories import Trajectories, breaks, within
 
 logger = logging.getLogger("workbench.planning")
 
@@ -37,8 +37,12 @@ def train(config: PlanningConfig, here: Run) -> TrajectoryPrior:
     torch.manual_seed(config.train.seed)
     data = tasks.transitions(config.task, config.data)
     xy, ends, dt = data.observations[:, :2], tasks.ends(config.task, data), tasks.world(config.task).dt
+    # of all places, so that priors of different regions can be composed
+    normalizer = MinMax.fit(torch.as_tensor(xy, dtype=torch.float32))
+    if config.data.region:
+        xy, ends = within(xy, breaks(xy) if ends is None else ends, config.data.region)
     trajectories = Trajectories(xy, config.horizon, config.strides, device, ends, dt)
-    prior = assemble(config, MinMax.fit(trajectories.xy.cpu()))
+    prior = assemble(config, normalizer)
     # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
     prior.denoiser.bind(sampling_table(config, prior).times)
     trained = sum(p.numel() for p in prior.parameters())

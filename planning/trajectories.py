@@ -22,6 +22,32 @@ def breaks(xy: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
     return np.concatenate([far, [True]])
 
 
+def within(
+    xy: Float[np.ndarray, "n 2"], ends: Bool[np.ndarray, " n"], region: Sequence[float]
+) -> tuple[Float[np.ndarray, "m 2"], Bool[np.ndarray, " m"]]:
+    """The parts of streams that lie in a region.
+
+    Args:
+        xy: places step by step, m.
+        ends: which steps are the last of a stream.
+        region: x0, y0, x1, y1, m.
+
+    Returns:
+        Their places, and which of them are the last of a part.
+
+    Raises:
+        WorkbenchError: no place lies in the region.
+    """
+    inside = np.all((xy >= np.asarray(region[:2])) & (xy <= np.asarray(region[2:])), axis=1)
+    if not inside.any():
+        raise WorkbenchError(
+            f"region: got {list(region)}, in which none of {len(xy)} places lies; expected a part of "
+            f"{np.round([*xy.min(0), *xy.max(0)], 2).tolist()}: move it."
+        )
+    leaves = np.append(~inside[1:], True)
+    return xy[inside], (ends | leaves)[inside]
+
+
 class Trajectories:
     """Every window of ``horizon`` nodes of a stream, at every stride that fits.
 

@@ -17,6 +17,7 @@ from diffusion_core.experts import Energy, Known
 from diffusion_core.noise import Noise, PerSample, Shared
 from diffusion_core.oracles import GaussianData
 from diffusion_core.particles import Particles, Resampling, effective_share, offspring, sample_particles
+from diffusion_core.process.gaussian import Gaussian as GaussianProcess
 from diffusion_core.schedule import Cosine, Linear
 from tests.diffusion_core.test_correct import Shrunk
 from tests.diffusion_core.test_sample import Operations
@@ -232,6 +233,44 @@ def check_cost(weigh="path") -> None:
     # 0.03: the step's error
     assert bool((found.mean(0).abs() < 4.0 * error + 0.03).all()), (found.mean(0), error)
     assert bool((error < 0.03).all())
+
+
+class Chain(Denoiser):
+    """(x_0, x_1): standard normal with correlation 0.8; shown x_0 clean, whatever its place."""
+
+    schedule = Linear()
+    process = GaussianProcess(Linear())
+
+    def bind(self, times, cond=None):
+        alpha, sigma = self.schedule.alpha(times).tolist(), self.schedule.sigma(times).tolist()
+
+        def evaluate(x: Tensor, i: int) -> Tensor:
+            gain = alpha[i] * 0.36 / (alpha[i] ** 2 * 0.36 + sigma[i] ** 2)
+            mean = 0.8 * x[:, 0]
+            # the first estimate is nonsense: what is known must not count
+            return torch.stack([-7.0 * x[:, 1], mean + gain * (x[:, 1] - alpha[i] * mean)], 1)
+
+        return evaluate
+
+
+@pytest.mark.parametrize("exponents", [(1.0,), (1.5, -0.5)])
+def test_known_values_that_are_shown_clean_have_no_weight(exponents):
+    """p(x_1 | x_0 = v) exp(-(x_1 - c)^2 / (2 u)): mean and normaliser within 4 standard errors."""
+    groups, v, c, u = 60, 0.9, -0.4, 0.6
+    grid = torch.cat([grid_of(Linear(), 60, 0.003), torch.zeros(1, dtype=torch.float64)])
+    known = Known(torch.tensor([True, False]), torch.tensor([v, 0.0], dtype=torch.float64), "clean")
+    cost = Energy(lambda x: (x[:, 1] - c).square() / (2.0 * u), on="x0_hat", through="estimate")
+    chain: Denoiser = Chain() ** exponents[0]
+    for exponent in exponents[1:]:
+        chain = chain * Chain() ** exponent
+    end = run(chain * cost * known, grid, groups, 400, d=2)
+    precision, m = 1.0 / 0.36 + 1.0 / u, 0.8 * v
+    mean = (m / 0.36 + c / u) / precision
+    log_normalizer = -0.5 * math.log(0.36 * precision) - 0.5 * (c - m) ** 2 / (0.36 + u)
+    found = torch.stack([end.log_normalizer - log_normalizer, end.mean(end.x)[:, 1] - mean], 1)
+    error = found.std(0) / math.sqrt(groups)
+    assert bool((found.mean(0).abs() < 4.0 * error + 0.03).all()) and bool((error < 0.03).all()), (found.mean(0), error)
+    assert torch.equal(end.x[:, 0], torch.full_like(end.x[:, 0], v))
 
 
 def test_a_cost_of_the_data_is_twisted_diffusion_sampling():
