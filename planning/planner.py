@@ -38,13 +38,27 @@ class DiffusionPlanner:
         table: the sampler.
         config: what it is multiplied with, how many are drawn, and which is taken.
         world: that plans are carried out in.
+        segments: the priors of the segments in order, where ``config.segments`` of them are stitched; empty: ``prior``
+            is that of all.
 
     Raises:
-        WorkbenchError: the segments' overlap is none, or more than half a segment.
+        WorkbenchError: the segments' overlap is none, or more than half a segment, or they have too few priors.
     """
 
-    def __init__(self, prior: TrajectoryPrior, table: Table, config: PlannerConfig, world: World = BALL) -> None:
+    def __init__(
+        self,
+        prior: TrajectoryPrior,
+        table: Table,
+        config: PlannerConfig,
+        world: World = BALL,
+        segments: Sequence[TrajectoryPrior] = (),
+    ) -> None:
         self.prior, self.table, self.config, self.world = prior, table, config, world
+        self.segments = list(segments) or [prior] * config.segments
+        if len(self.segments) != config.segments:
+            raise WorkbenchError(
+                f"planner.segments: got {config.segments} and {len(self.segments)} priors; expected one for each."
+            )
         self.horizon = prior.horizon + (config.segments - 1) * (prior.horizon - config.overlap)
         self.windows = evenly(self.horizon, prior.horizon, config.overlap) if config.segments > 1 else ()
         steps = torch.tensor(config.durations, dtype=torch.float32)
@@ -113,7 +127,9 @@ class DiffusionPlanner:
         priors: dict[str, Prior] = {"prior": self.prior}
         if self.windows:
             # segments are told their pace here, and of the ends: only those of the whole are clean
-            priors = {"prior": stitched(priors, self.windows, ["prior"] * config.segments, dt=dt)}
+            names = [f"prior {k}" for k in range(config.segments)]
+            segments: dict[str, Prior] = dict(zip(names, self.segments, strict=True))
+            priors = {"prior": stitched(segments, self.windows, names, dt=dt)}
         return composed(
             priors,
             [Walls(maze, config.margin + maze.world.radius)] if config.walls > 0.0 else [],

@@ -11,7 +11,7 @@ Several robots are an axis more, (batch, robots, horizon, 2): a cost of one traj
 
 from planning.energies.algebra import Cost, Sum, checked
 from planning.energies.motion import Length, Separation, Smooth, Speed, every_pair
-from planning.energies.place import Goal, Value, Via
+from planning.energies.place import Goal, Through, Value, Via
 from planning.energies.solid import Discs, Walls, between, clearance
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Smooth",
     "Speed",
     "Sum",
+    "Through",
     "Value",
     "Via",
     "Walls",

@@ -87,6 +87,41 @@ class Via(Cost):
 
 
 @dataclass(frozen=True, eq=False)
+class Through(Cost):
+    """``exp(-via / width^2)``, `via` the cost of `Via`: near 1 for ways through a region, near 0 for others.
+
+    Unlike a penalty of every node in there it does not grow with the time spent, nor with the number of nodes: with the
+    strength s, a way through the region is ``exp(-s)`` as likely as it was.
+
+    Args:
+        centre, radius, softness: as in `Via`.
+        width: over which it falls, m.
+    """
+
+    centre: Place
+    radius: float
+    width: float = 0.5
+    softness: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_soft(self.softness, "Through")
+        if not (self.radius >= 0.0 and self.width > 0.0):
+            raise WorkbenchError(
+                f"Through: got a radius of {self.radius} m, a width of {self.width} m; expected at least 0, and more "
+                "than 0: correct them."
+            )
+
+    @property
+    def name(self) -> str:
+        return f"through{_text(self.centre)} within {self.radius:g} m"
+
+    def __call__(self, xy: Float[Tensor, "batch *robots horizon 2"]) -> Float[Tensor, " batch"]:
+        apart = torch.linalg.vector_norm(xy - _at_nodes(self.centre, xy), dim=-1)
+        least = -self.softness * torch.logsumexp(-(apart - self.radius).clamp(min=0.0).square() / self.softness, -1)
+        return torch.exp(-least.clamp(min=0.0) / self.width**2)[:, None].flatten(1).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
 class Value(Cost):
     """``-network(xy)``: what a learned value is high for is likely.
 
