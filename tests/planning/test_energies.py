@@ -19,6 +19,7 @@ from planning.energies import (
     Separation,
     Smooth,
     Speed,
+    Through,
     Value,
     Via,
     Walls,
@@ -56,6 +57,7 @@ ONE = {
     "goal": Goal((1.0, 2.0)),
     "goal at a step": Goal((1.0, 2.0), step=-1),
     "via": Via((3.5, 4.5), 0.2),
+    "through": Through((3.5, 4.5), 0.2, width=2.0),
     "length": Length(),
     "smooth": Smooth(),
     "speed": Speed(1.0, 0.12),
@@ -214,6 +216,16 @@ def test_what_costs_nothing():
         assert torch.autograd.grad(cost(xy).sum(), xy)[0].abs().max() == 0.0
 
 
+def test_a_way_through_a_region_costs_one_however_long_it_stays():
+    through = Through((2.0, 2.0), 0.5, width=0.2)
+    quick, slow = straight((0.0, 2.0), (4.0, 2.0), 17), straight((1.8, 2.0), (2.2, 2.0), 90)
+    assert float(through(quick)) == pytest.approx(1.0) and float(through(slow)) == pytest.approx(1.0)
+    assert float(through(straight((0.0, 0.0), (4.0, 0.0), 17))) < 1e-6
+    # 0.2 m outside of it; the neighbours of the nearest node do not count
+    near = Through((2.0, 2.0), 0.5, width=0.2, softness=1e-3)
+    assert float(near(straight((2.0, 2.7), (2.0, 4.0), 17))) == pytest.approx(np.exp(-1.0), rel=1e-3)
+
+
 def test_robots_that_change_places_between_nodes_are_not_separate():
     a, b = straight((0.0, 0.0), (2.0, 0.0), 2), straight((0.0, 1.0), (2.0, 1.0), 2)
     assert float(Separation(0.99)(torch.stack([a, b], 1))) == 0.0
@@ -262,6 +274,7 @@ def test_checked_names_the_energy_that_is_not_finite():
         (lambda: Goal((0.0, 0.0), 12)(wander(2, 12)), "step=12"),
         (lambda: Via((0.0, 0.0), -1.0), "radius of -1.0"),
         (lambda: Via((0.0, 0.0), 1.0, softness=0.0), "softness=0.0"),
+        (lambda: Through((0.0, 0.0), 1.0, width=0.0), "width of 0.0"),
         (lambda: Speed(1.0, 0.0), "dt=0.0"),
         (lambda: Separation(0.0), "distance=0.0"),
         (lambda: Separation(1.0)(wander(2, 12)), "stack the trajectories"),

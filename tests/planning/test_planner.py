@@ -147,3 +147,30 @@ def test_a_critic_takes_the_candidate_that_its_worst_stride_speaks_least_against
 def test_what_cannot_be_planned_is_refused(prior, act, message):
     with pytest.raises(WorkbenchError, match=message):
         act(prior)
+
+
+def test_particles_end_where_they_should_and_depend_on_nothing_else(prior):
+    make = planner(prior, walls=1.0, particles=True)
+    alone = make.candidates([problem()], [7])
+    np.testing.assert_allclose(alone[0, :, 0], np.tile([3.0, 1.0], (6, 1)), atol=1e-5)
+    np.testing.assert_allclose(alone[0, :, -1], np.tile([1.0, 1.0], (6, 1)), atol=1e-5)
+    beside = make.candidates([problem((1.0, 3.0), (3.0, 2.0)), problem()], [5, 7])[1]
+    np.testing.assert_allclose(beside, alone[0], atol=1e-4)
+    with pytest.raises(WorkbenchError, match="5 candidates for 3 durations"):
+        planner(prior, particles=True, candidates=5)
+
+
+def test_segments_may_have_priors_of_their_own(prior):
+    with pytest.raises(WorkbenchError, match="got 2 and 1 priors"):
+        DiffusionPlanner(prior, ddpm(Cosine(), uniform(6)), PlannerConfig(segments=2, overlap=2), segments=[prior])
+    same, named = (
+        DiffusionPlanner(
+            prior,
+            ddpm(Cosine(), uniform(6, start=0.98)),
+            PlannerConfig(segments=2, overlap=2, candidates=3, durations=[70]),
+            segments=segments,
+        ).candidates([problem()], [3])
+        for segments in ([], [prior, prior])
+    )
+    assert same.shape == (1, 3, 2 * HORIZON - 2, 2)
+    np.testing.assert_array_equal(same, named)

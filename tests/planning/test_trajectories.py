@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_core.errors import WorkbenchError
-from planning.trajectories import Trajectories, breaks
+from planning.trajectories import Trajectories, breaks, within
 
 
 def stream(lengths: list[int]) -> np.ndarray:
@@ -49,3 +49,22 @@ def test_every_window_that_fits_is_there_once_and_none_that_crosses_a_break():
 def test_what_cannot_be_learned_from_is_refused(xy, message):
     with pytest.raises(WorkbenchError, match=message):
         Trajectories(xy, 4, (2,))
+
+
+def test_what_is_learned_from_a_region_lies_in_it_and_never_jumps():
+    xy = stream([20, 30])
+    # of both walks the middle part; the first is broken by a hole of two steps besides
+    inside, ends = within(xy, breaks(xy), [0.045, -1.0, 10.105, 2.0])
+    assert inside.tolist() == xy[[*range(5, 20), *range(20, 31)]].tolist()
+    assert np.flatnonzero(ends).tolist() == [14, 25]
+    there_and_back = np.concatenate([xy[:10], xy[9::-1], xy[:10]])
+    inside, ends = within(there_and_back, breaks(there_and_back), [-1.0, -1.0, 0.045, 1.0])
+    assert inside[:, 0].max() < 0.045 and np.flatnonzero(ends).tolist() == [4, 14]
+    windows = Trajectories(inside, 3, (1,), ends=ends)
+    moved = windows.batch(torch.arange(len(windows)))["xy"][..., 0].diff(dim=1).abs()
+    assert float(moved.max()) < 0.0101
+
+
+def test_a_region_without_a_place_is_refused():
+    with pytest.raises(WorkbenchError, match=r"none of 5 places lies"):
+        within(stream([5]), breaks(stream([5])), [3.0, 3.0, 4.0, 4.0])
