@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from images import gallery
 from planning import published as planning_published
+from planning.evaluate import PEERS
 from policy import published
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,29 +206,102 @@ def maze2d() -> str:
         "cut": "the same, refined",
     }
     places = [(maze, multi) for multi in (False, True) for maze in planning_published.MAZES]
-    found = {
-        (kind, maze, multi): load(f"planning/{maze}-{kind}{'-multi' if multi else ''}")
-        for kind in kinds
-        for maze, multi in places
-        if (RESULTS / "planning" / f"{maze}-{kind}{'-multi' if multi else ''}.json").exists()
-    }
 
-    def cell(m: dict[str, Any]) -> str:
-        return f"{m['score']['value']:.0f} ± {m['score']['stderr']:.0f} ({m['success_rate']['value']:.2f})"
+    def files(kind: str, maze: str, multi: bool) -> list[dict[str, Any]]:
+        name = f"planning/{maze}-{kind}{'-multi' if multi else ''}"
+        names = [name, *(f"{name}-seed{seed}" for seed in (1, 2))]
+        return [load(n) for n in names if (RESULTS / f"{n}.json").exists()]
+
+    def cell(each: Sequence[dict[str, Any]]) -> str:
+        """Of some training seeds on the same problems."""
+        scores, rates = ([m[key]["value"] for m in each] for key in ("score", "success_rate"))
+        seeds = f", {min(scores):.0f} to {max(scores):.0f}" if len(scores) > 1 else ""
+        return f"{mean(scores):.0f} ± {max(m['score']['stderr'] for m in each):.0f}{seeds} ({mean(rates):.2f})"
 
     rows = []
     for kind, words in kinds.items():
-        times = [found[key]["metrics"]["planning_p50"]["value"] for key in found if key[0] == kind]
-        cells = [cell(found[kind, *place]["metrics"]) if (kind, *place) in found else "" for place in places]
+        found = {place: [f["metrics"] for f in files(kind, *place)] for place in places}
+        times = [m["planning_p50"]["value"] for each in found.values() for m in each]
+        cells = [cell(each) if each else "" for each in found.values()]
         rows.append([words, *cells, f"{min(times):.0f} to {max(times):.0f}" if times else ""])
-    for peer in next(iter(found.values()))["peers"] if found else ():
-        own = {place: found["cut", *place]["peers"][peer] for place in places if ("cut", *place) in found}
-        rows.append([peer, *(cell(own[place]) if place in own else "" for place in places), ""])
+    by_peer: dict[str, dict[Any, dict[str, Any]]] = {}
+    for place in places:
+        for found_peers in (f["peers"] for kind in ("cut", "peers") for f in files(kind, *place)):
+            for peer, found_one in found_peers.items():
+                by_peer.setdefault(peer, {}).setdefault(place, found_one)
+    for peer, found_by in by_peer.items():
+        times = [m["planning_p50"]["value"] for m in found_by.values()]
+        cells = [cell([found_by[place]]) if place in found_by else "" for place in places]
+        rows.append([PEERS[peer].title, *cells, f"{min(times):.1f} to {max(times):.1f}"])
     for line in planning_published.ROWS:
-        scores = [line.score(*place) for place in places]
-        rows.append([line.method + " (published)", *("" if s is None else f"{s:.0f}" for s in scores), ""])
+        published_scores = [line.score(*place) for place in places]
+        rows.append([line.method + " (published)", *("" if s is None else f"{s:.0f}" for s in published_scores), ""])
     head = [f"{'multi' if multi else 'single'} {maze}" for maze, multi in places]
     return markdown(["D4RL score (success)", *head, "ms to plan, median"], rows)
+
+
+def _rate(found: dict[str, Any]) -> str:
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def obstacles() -> str:
+    """Executed success by what stands in the way."""
+    rows = load("planning/obstacles")["rows"]
+    series = list(next(iter(rows.values())))
+    table = [[name, *(_rate(row[key]["success"]) for key in series)] for name, row in rows.items()]
+    for line, row in zip(table, rows.values(), strict=True):
+        line.append(f"{row[series[1]]['planning_p50']['value']:.0f}")
+    return markdown(["executed success", *series, "ms, median"], table)
+
+
+def halves() -> str:
+    """Plans through both halves, without and with walls."""
+    rows = load("planning/halves")["rows"]
+    return markdown(
+        ["planner", "valid", "success", "success by training seed", "path ratio", "ms, median"],
+        [
+            [
+                name,
+                _rate(row["valid"]),
+                _rate(row["success"]),
+                ", ".join(f"{x:.2f}" for x in row["by_prior"]),
+                f"{row['path_ratio']['value']:.2f}",
+                f"{row['planning_p50']['value']:.0f}",
+            ]
+            for name, row in rows.items()
+        ],
+    )
+
+
+def corridors() -> str:
+    """Errors of the share that takes the first way."""
+    rows = load("planning/corridors")["rows"]
+    return markdown(
+        ["sampled", "largest error of the share", "mean error", "takes exactly one of both ways"],
+        [
+            [name, f"{row['largest_error']:.3f}", f"{row['error']['value']:.3f}", f"{row['either']['value']:.2f}"]
+            for name, row in rows.items()
+        ],
+    )
+
+
+def robots() -> str:
+    """Joint success of several robots, beside published rates."""
+    rows = load("planning/robots")["rows"]
+    table = [
+        [
+            name,
+            *(_rate(row[n]["valid"]) for n in row),
+            *(_rate(row[n]["success"]) for n in row),
+            f"{row['2']['planning_p50']['value']:.0f}",
+        ]
+        for name, row in rows.items()
+    ]
+    table += [
+        [f"{name} (published)", "", "", f"{two:.2f}", f"{four:.2f}", ""] for name, two, four in planning_published.CMDS
+    ]
+    head = ["", "valid, 2", "valid, 4", "success, 2 robots", "success, 4 robots", "ms for 2, median"]
+    return markdown(head, table)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -236,6 +311,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "samplers": samplers,
     "composition": composition,
     "maze2d": maze2d,
+    "obstacles": obstacles,
+    "halves": halves,
+    "corridors": corridors,
+    "robots": robots,
     "images_quick": partial(images_of, "quick"),
     "images_full": partial(images_of, "full"),
     "images_scenes": partial(images_of, "scenes"),

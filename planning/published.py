@@ -87,3 +87,12 @@ ROWS = (
     Published("Decision Transformer", (18.1, 31.7, 35.7), (), CORL, executed="itself"),
 )
 """Learned from D4RL's own data (1, 2 and 4 million steps); MPPI learns nothing."""
+
+CMDS = (
+    ("CMDS's reference: priors of single agents", 0.174, 0.068),
+    ("CMDS, best of 256", 0.216, 0.076),
+    ("CMDS, Feynman-Kac steering", 0.797, 0.398),
+    ("CMDS, guidance (DPS)", 0.964, 0.958),
+    ("CMDS, learned control", 0.995, 0.974),
+)
+"""Joint success of 2 and of 4 agents in PointMaze medium, from priors of single ones. Source: CMDS (2026), its table."""
