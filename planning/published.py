@@ -95,4 +95,4 @@ CMDS = (
     ("CMDS, guidance (DPS)", 0.964, 0.958),
     ("CMDS, learned control", 0.995, 0.974),
 )
-"""Joint success of 2 and of 4 agents in PointMaze medium, from priors of single ones. Source: CMDS (2026), its table."""
+"""Joint success of 2 and of 4 agents in PointMaze medium, from priors of single ones. Source: CMDS (2026)."""

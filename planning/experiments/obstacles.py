@@ -2,11 +2,11 @@
 
     python -m planning.experiments.obstacles --priors runs/a runs/b runs/c --out obstacles.json --figure obstacles.png
 
-Corridors: a cell of the shortest way is filled, then one of the shortest way that is left, and so on; there is always a
-way round. Discs: cells of the shortest way get a disc of 0.15 m radius in their middle, which leaves 0.35 m on either side
-for a ball of 0.2 m. The priors know nothing of it; what stands there reaches them as the energy `Walls`, or is looked at when
-one of 32 candidates is selected. Plans are carried out as they were drawn, without any refinement: what is measured is
-the product of experts. Search and two optimisers get the same problems.
+Corridors: a cell of the shortest way is filled, then one of the shortest way that is left, and so on; there is always
+a way round. Discs: cells of the shortest way get a disc of 0.15 m radius in their middle, which leaves 0.35 m on either
+side for a ball of 0.2 m. The priors know nothing of it; what stands there reaches them as the energy `Walls`, or is
+looked at when one of 32 candidates is selected. Plans are carried out as they were drawn, without any refinement: what
+is measured is the product of experts. Search and two optimisers get the same problems.
 
 A plan is valid if the ball fits all along it and it ends in the goal; success is the executed ball's, by the goal's
 radius, within the episode's steps. The problems are dealt to the priors in turn. Single samples take the duration at
