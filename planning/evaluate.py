@@ -37,6 +37,7 @@ from planning.execute import STIFF, Episode, Gains, Peer, execute
 from planning.peers.bfs import Bfs
 from planning.peers.chomp import Chomp
 from planning.peers.mppi import Mppi
+from planning.peers.offline import Clone, Iql
 from planning.peers.ompl_planner import Ompl
 from planning.peers.waypoint import Waypoint
 from planning.plan import Plan, Problem
@@ -71,6 +72,8 @@ PEERS: dict[str, Contender] = {
     "rrtconnect": Contender("RRTConnect (OMPL)", lambda: Ompl("rrtconnect"), STIFF, "map, ball"),
     "bitstar": Contender("BIT* (OMPL)", lambda: Ompl("bitstar"), STIFF, "map, ball"),
     "chomp": Contender("CHOMP", Chomp, STIFF, "map, ball"),
+    "clone": Contender("behaviour cloning", Clone, Gains(), "data"),
+    "iql": Contender("implicit Q-learning (IQL)", Iql, Gains(), "data"),
     "mppi": Contender("MPPI", Mppi, Gains(), "map, ball, shortest ways"),
 }
 
