@@ -304,6 +304,22 @@ def robots() -> str:
     return markdown(head, table)
 
 
+def planning_speed() -> str:
+    """Plans per second by candidates and network evaluations, beside published rates."""
+    rows = [
+        [
+            f"{row['what']}, {row['candidates']} candidate{'s' if row['candidates'] > 1 else ''}",
+            str(row["evaluations"]),
+            f"{row['plans_per_second']:.1f}",
+            f"{row['p50']['value']:.0f} / {row['p95']['value']:.0f}",
+            f"{row['valid']['value']:.2f}",
+        ]
+        for row in load("planning_speed")["rows"]
+    ]
+    rows += [[f"{name} (published, {where})", "", f"{rate:.1f}", "", ""] for name, rate, where in planning_published.HZ]
+    return markdown(["plans", "network evaluations", "plans/s", "ms, median / 95 %", "valid"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "orders": orders,
     "pusht": pusht,
@@ -315,6 +331,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "halves": halves,
     "corridors": corridors,
     "robots": robots,
+    "planning_speed": planning_speed,
     "images_quick": partial(images_of, "quick"),
     "images_full": partial(images_of, "full"),
     "images_scenes": partial(images_of, "scenes"),

@@ -96,3 +96,7 @@ CMDS = (
     ("CMDS, learned control", 0.995, 0.974),
 )
 """Joint success of 2 and of 4 agents in PointMaze medium, from priors of single ones. Source: CMDS (2026)."""
+
+LITE = "Dong et al. 2024, DiffuserLite (arXiv 2401.15443)"
+HZ = (("Diffuser", 1.3, LITE), ("Decision Diffuser", 0.4, LITE), ("DiffuserLite", 122.2, LITE))
+"""Decisions per second, mean over D4RL tasks, on the paper's GPU."""
