@@ -15,6 +15,8 @@ cells (1, 7) and (5, 7); shares are of these. All plans take 288 steps.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +110,8 @@ class Fork:
         return self.share(proposals, torch.as_tensor(logits).double().softmax(0))
 
 
-def measured(asked: argparse.Namespace) -> dict[str, Any]:
-    """The table and the figure."""
+def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], Callable[[Path], None]]:
+    """The table, and what draws the figure."""
     trained = lab.priors(asked.priors)
     maze = Maze(MAPS["large"])
 
@@ -140,9 +142,7 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
         for name, error in errors.items()
     }
     lab.logger.info("%s", summary)
-    if asked.figure:
-        figure(points, Fork(trained[0], ends, costs), asked.figure)
-    return {
+    measurements = {
         "maze": "large",
         "priors": lab.described(trained),
         "samples": SAMPLES,
@@ -151,6 +151,7 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
         "points": points,
         "rows": summary,
     }
+    return measurements, partial(figure, points, Fork(trained[0], ends, costs))
 
 
 def figure(points: list[dict[str, Any]], fork: Fork, path: Path) -> None:

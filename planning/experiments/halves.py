@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,8 @@ def problem(rows: tuple[str, ...], west: float, east: float, rng: np.random.Gene
     raise WorkbenchError(f"halves: got no problem from y < {west} m to y > {east} m; expected halves that differ.")
 
 
-def measured(asked: argparse.Namespace) -> dict[str, Any]:
-    """The table and the figure."""
+def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], Callable[[Path], None]]:
+    """The table, and what draws the figure."""
     if len({len(asked.west), len(asked.east), len(asked.priors)}) > 1:
         raise WorkbenchError("halves: got numbers of runs that differ; expected as many --west as --east and --priors.")
     seeds = [lab.priors(names) for names in zip(asked.west, asked.east, asked.priors, strict=True)]
@@ -101,10 +103,9 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
                 "planning_p50": results.quantile([1e3 * s for e in found for s in e.planning_seconds], 0.5, "ms"),
             }
             lab.logger.info("%s: valid %s, success %s", words, table[words]["valid"], table[words]["success"])
-    if asked.figure:
-        figure(planners(one, other, whole, 0.0), max(problems, key=way_length), (west, east), asked.figure)
+    draw = partial(figure, planners(one, other, whole, 0.0), max(problems, key=way_length), (west, east))
     trained = [lab.described(three) for three in seeds]
-    return {"maze": maze, "priors": trained, "seeds": [numbers[0], numbers[-1]], "rows": table}
+    return {"maze": maze, "priors": trained, "seeds": [numbers[0], numbers[-1]], "rows": table}, draw
 
 
 def figure(peers: dict[str, Peer], asked: Problem, strip: tuple[float, float], path: Path) -> None:

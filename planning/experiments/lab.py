@@ -86,14 +86,18 @@ def pooled(each: Sequence[Sequence[bool]]) -> dict[str, Any]:
     }
 
 
-def run(experiment: Callable[[argparse.Namespace], dict[str, Any]], parser: argparse.ArgumentParser, name: str) -> None:
-    """Measure with one thread, and write what came of it."""
+Experiment = Callable[[argparse.Namespace], tuple[dict[str, Any], Callable[[Path], None]]]
+"""Results, and what draws their figure into a file."""
+
+
+def run(experiment: Experiment, parser: argparse.ArgumentParser, name: str) -> None:
+    """Measure with one thread, and write what came of it; the figure last, so that it cannot cost the results."""
 
     def main() -> None:
         asked = parser.parse_args()
         torch.set_num_threads(1)
         began = time.perf_counter()
-        found = experiment(asked)
+        found, draw = experiment(asked)
         found |= {
             "command": f"python -m planning.experiments.{name} {shlex.join(sys.argv[1:])}",
             "commit": results.commit(),
@@ -104,6 +108,8 @@ def run(experiment: Callable[[argparse.Namespace], dict[str, Any]], parser: argp
             asked.out.parent.mkdir(parents=True, exist_ok=True)
             results.write_json(asked.out, found)
             logger.info("wrote %s", asked.out)
+        if asked.figure:
+            draw(asked.figure)
 
     launch(main)
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,8 @@ def planner(one: lab.Trained, changes: dict[str, Any]) -> DiffusionPlanner:
     return DiffusionPlanner(one.prior, one.table, config)
 
 
-def measured(asked: argparse.Namespace) -> dict[str, Any]:
-    """The table and the figure."""
+def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], Callable[[Path], None]]:
+    """The table, and what draws the figure."""
     trained = lab.priors(asked.priors)
     maze = trained[0].config.task.maze
     seeds = range(lab.SEED, lab.SEED + asked.n)
@@ -141,9 +142,8 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
                 "planning_p50": results.quantile([1e3 * s for e in found for s in e.planning_seconds], 0.5, "ms"),
             }
             lab.logger.info("%s: success %s", words, rows[name][f"{count} {kind}"]["success"])
-    if asked.figure:
-        figure(rows, asked.figure)
-    return {"maze": maze, "priors": lab.described(trained), "seeds": [seeds[0], seeds[-1]], "rows": rows}
+    measurements = {"maze": maze, "priors": lab.described(trained), "seeds": [seeds[0], seeds[-1]], "rows": rows}
+    return measurements, partial(figure, rows)
 
 
 def figure(rows: dict[str, dict[str, Any]], path: Path) -> None:
@@ -153,7 +153,7 @@ def figure(rows: dict[str, dict[str, Any]], path: Path) -> None:
     counts = [count for kind, count in SERIES if kind == "corridors"]
     for k, (name, row) in enumerate(rows.items()):
         rates = [row[f"{count} corridors"]["success"] for count in counts]
-        around = [[r.value - r.low for r in rates], [r.high - r.value for r in rates]]
+        around = [[max(r.value - r.low, 0.0) for r in rates], [max(r.high - r.value, 0.0) for r in rates]]
         bold = name == list(ROWS)[-1]
         axis.errorbar(
             counts,

@@ -17,8 +17,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,8 @@ def attempt(one: lab.Trained, asked: Sequence[Problem], row: Row, env: Maze2d, s
     }
 
 
-def measured(asked: argparse.Namespace) -> dict[str, Any]:
-    """The table and the figure."""
+def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], Callable[[Path], None]]:
+    """The table, and what draws the figure."""
     trained = lab.priors(asked.priors)
     env, maze = Maze2d("large", multi=True), Maze2d("large", multi=True).maze
     seeds = range(lab.SEED, lab.SEED + asked.n)
@@ -181,9 +182,8 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
                 "planning_p50": results.quantile([1e3 * f["seconds"] for f in found], 0.5, "ms"),
             }
             lab.logger.info("%s: %s", words, rows[name][str(robots)]["success"])
-        if asked.figure and robots == ROBOTS[-1]:
-            figure(trained[0], problems[0], asked.figure)
-    return {"maze": "large", "priors": lab.described(trained), "seeds": [seeds[0], seeds[-1]], "rows": rows}
+    measurements = {"maze": "large", "priors": lab.described(trained), "seeds": [seeds[0], seeds[-1]], "rows": rows}
+    return measurements, partial(figure, trained[0], problems[0])
 
 
 def figure(one: lab.Trained, asked: Sequence[Problem], path: Path) -> None:
