@@ -42,6 +42,8 @@ DURATION = 288
 STRENGTHS = ((0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (3.0, 0.0), (0.0, 1.0), (0.0, 2.0), (0.0, 3.0), (3.0, 3.0), (3.0, 1.5))
 """Of the costs of the first and of the second way."""
 SAMPLES = 512
+PARTICLES = 2048
+"""More than samples: copies are not independent."""
 PROPOSALS = 4096
 """Of the prior, for the exact posterior."""
 STEPS = 40
@@ -128,7 +130,7 @@ def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], Callable[[Path]
         for strengths in tqdm(STRENGTHS, f"prior {number}", disable=None):
             point = {"prior": number, "strengths": list(strengths), "exact": fork.exact(proposals, strengths)}
             for name, (through, particles) in METHODS.items():
-                xy = fork.drawn(SAMPLES, strengths, lab.SEED, through, particles)
+                xy = fork.drawn(PARTICLES if particles else SAMPLES, strengths, lab.SEED, through, particles)
                 point[name] = {"share": fork.share(xy), "either": fork.either(xy)}
             points.append(point)
             lab.logger.info("%s", point)
@@ -146,6 +148,7 @@ def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], Callable[[Path]
         "maze": "large",
         "priors": lab.described(trained),
         "samples": SAMPLES,
+        "particles": PARTICLES,
         "proposals": PROPOSALS,
         "steps": STEPS,
         "points": points,
@@ -172,7 +175,9 @@ def figure(points: list[dict[str, Any]], fork: Fork, path: Path) -> None:
         draw_maze(axis, asked)
         fits = np.array([float(maze.clearance(way).min()) >= 0.0 for way in xy])
         draw_ways(axis, xy, fits, None)
-        axis.set_title("prior" if not strengths[0] else f"the upper way costs {strengths[0]:g}", fontsize=10)
+        axis.set_title(
+            "prior" if not strengths[0] else f"the first (left) way costs {strengths[0]:g}, particles", fontsize=10
+        )
     save_figure(fig, path)
 
 

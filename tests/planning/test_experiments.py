@@ -136,6 +136,7 @@ def test_halves_run_and_refuse_what_does_not_fit(runs, monkeypatch, tmp_path):
 def test_corridors_and_robots_run(runs, monkeypatch, tmp_path):
     monkeypatch.setattr(corridors, "STRENGTHS", ((0.0, 0.0), (1.0, 0.0)))
     monkeypatch.setattr(corridors, "SAMPLES", 8)
+    monkeypatch.setattr(corridors, "PARTICLES", 8)
     monkeypatch.setattr(corridors, "PROPOSALS", 16)
     monkeypatch.setattr(corridors, "STEPS", 3)
     # a prior that knows nothing takes neither way
