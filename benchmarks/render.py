@@ -226,7 +226,7 @@ def maze2d() -> str:
         rows.append([words, *cells, f"{min(times):.0f} to {max(times):.0f}" if times else ""])
     by_peer: dict[str, dict[Any, dict[str, Any]]] = {}
     for place in places:
-        for found_peers in (f["peers"] for kind in ("cut", "peers") for f in files(kind, *place)):
+        for found_peers in (f["peers"] for kind in ("cut", "peers", "learners") for f in files(kind, *place)):
             for peer, found_one in found_peers.items():
                 by_peer.setdefault(peer, {}).setdefault(place, found_one)
     for peer, found_by in by_peer.items():
