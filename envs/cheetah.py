@@ -34,8 +34,8 @@ def model() -> Any:
 class Cheetahs:
     """Several half cheetahs, each in a world of its own.
 
-    An observation is (17,): height and pitch of the torso, six joint angles (m, rad), and the velocities of all of these
-    and of the torso's x. An action is six torques in [-1, 1]. The reward of a step is
+    An observation is (17,): height and pitch of the torso, six joint angles (m, rad), and the velocities of all of
+    these and of the torso's x. An action is six torques in [-1, 1]. The reward of a step is
 
         (x' - x) / dt - 0.1 |a|^2
 

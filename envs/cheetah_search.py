@@ -80,7 +80,7 @@ def search(
     rng = np.random.default_rng(seed)
     matrix = np.zeros((ACTIONS, OBS))
     count, mean, squares = 1e-2, np.zeros(OBS), np.ones(OBS) * 1e-2
-    for k in range(iterations):
+    for _ in range(iterations):
         std = np.sqrt(squares / count)
         tries = rng.standard_normal((directions, ACTIONS, OBS))
         signed = np.concatenate([matrix + reach * tries, matrix - reach * tries])

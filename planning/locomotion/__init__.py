@@ -1,1 +1,1 @@
-"""Planning for a half cheetah: plans of states and actions, guided by a value or asked for a return, anew at each step."""
+"""Planning for a half cheetah: motions of states and actions, guided by a value or asked for a return."""

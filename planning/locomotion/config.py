@@ -120,7 +120,7 @@ class MotionConfig:
             raise WorkbenchError(f"told: got {self.told}; expected a chance in [0, 1].")
         if self.planner.every > self.horizon:
             raise WorkbenchError(
-                f"planner.every: got {self.planner.every} actions of a plan of {self.horizon}; expected at most as many."
+                f"planner.every: got {self.planner.every} actions of a plan of {self.horizon}; expected no more."
             )
 
 

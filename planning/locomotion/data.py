@@ -159,8 +159,8 @@ def of_file(path: Path) -> Episodes:
     )
     if not (fits and all(np.isfinite(x).all() for x in (obs, actions, rewards))):
         raise WorkbenchError(
-            f"{path}: got observations {obs.shape}, actions {actions.shape}, rewards {rewards.shape}; expected finite (n, "
-            f"{OBS}), (n, {ACTIONS}), (n,), those of a half cheetah: choose another file."
+            f"{path}: got observations {obs.shape}, actions {actions.shape}, rewards {rewards.shape}; expected finite "
+            f"(n, {OBS}), (n, {ACTIONS}), (n,), those of a half cheetah: choose another file."
         )
     ends[-1] = True
     return Episodes(obs, actions, rewards, ends, about)
@@ -205,8 +205,8 @@ class Motions:
         values, known = returns_to_go(episodes.rewards, episodes.ends, max(lookahead, horizon), discount)
         if not known.any():
             raise WorkbenchError(
-                f"motions: got no episode of {max(lookahead, horizon)} steps; expected at least one: collect longer ones, "
-                "or lower data.lookahead or horizon."
+                f"motions: got no episode of {max(lookahead, horizon)} steps; expected at least one: collect longer "
+                "ones, or lower data.lookahead or horizon."
             )
         steps = np.concatenate([episodes.observations, episodes.actions], 1)
         self.steps = torch.as_tensor(steps, dtype=torch.float32, device=device)

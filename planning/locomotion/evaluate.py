@@ -1,4 +1,4 @@
-"""Judge a planner on half cheetahs: ``python -m planning.locomotion.evaluate checkpoint=runs/<date>/planning-halfcheetah-...``.
+"""Judge a planner on half cheetahs: ``python -m planning.locomotion.evaluate checkpoint=runs/<date>/planning-...``.
 
 All episodes go side by side, so that a plan of each is drawn in one call of the network. A return says what a policy
 earns in 1,000 steps; D4RL's units stand beside it for orientation, as data and simulator are not D4RL's.
