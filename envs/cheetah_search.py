@@ -53,7 +53,7 @@ def returns(policies: list[Linear], seed: int, steps: int = STEPS) -> tuple[Floa
     obs, total, seen = cheetahs.reset(seed), np.zeros(len(policies)), []
     for _ in range(steps):
         seen.append(obs)
-        actions = np.stack([policy(one) for policy, one in zip(policies, obs, strict=True)])
+        actions = np.stack([policy(one[None])[0] for policy, one in zip(policies, obs, strict=True)])
         obs, rewards = cheetahs.step(actions)
         total += rewards
     return total, np.concatenate(seen)
@@ -125,8 +125,8 @@ def main() -> None:
             logger.info("iteration %d: mean return of what was tried %.0f", k, found)
         if k in STAGES:
             kept.append(policy)
-    names = ("matrix", "mean", "std")
-    np.savez(asked.out, **{name: np.stack([getattr(policy, name) for policy in kept]) for name in names})
+    matrix, mean, std = (np.stack([getattr(policy, name) for policy in kept]) for name in ("matrix", "mean", "std"))
+    np.savez(asked.out, matrix=matrix, mean=mean, std=std)
 
 
 if __name__ == "__main__":

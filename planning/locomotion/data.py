@@ -74,11 +74,12 @@ def generate(
         obs = following
         progress(config.episodes)
     # from step by episode to episode after episode
-    columns = [np.stack(column, 1).astype(np.float32) for column in zip(*seen, strict=True)]
+    obs_all, actions_all, rewards_all = (np.stack(column, 1).astype(np.float32) for column in zip(*seen, strict=True))
     ends = np.zeros((config.episodes, steps), dtype=bool)
     ends[:, -1] = True
-    flat = [column.reshape(-1, *column.shape[2:]) for column in (*columns, ends)]
-    return Episodes(*flat, provenance=said(config))
+    return Episodes(
+        obs_all.reshape(-1, OBS), actions_all.reshape(-1, ACTIONS), rewards_all.ravel(), ends.ravel(), said(config)
+    )
 
 
 def said(config: MotionDataConfig) -> str:
@@ -177,7 +178,7 @@ def returns_to_go(
     known = np.zeros(len(rewards), dtype=bool)
     values = np.zeros(len(rewards), dtype=np.float32)
     first = 0
-    for last in np.flatnonzero(ends):
+    for last in np.flatnonzero(ends).tolist():
         n = last + 1 - first - lookahead + 1
         if n > 0:
             sums = np.convolve(rewards[first : last + 1], weights[::-1], "valid")
