@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from diffusion_core.draws import Draws
+from diffusion_core.errors import WorkbenchError
 
 PAIRS = 4
 """Strides of a trajectory that are looked at in a step of training."""
@@ -20,19 +21,26 @@ class StrideCritic(nn.Module):
 
         r* = argmin E_true softplus(-r) + E_elsewhere softplus(r)
 
-    Through a wall nobody goes, so there r is low, however usual such a stride is in the open.
+    Through a wall nobody goes, so there r is low, however usual such a stride is in the open. What r is *in* a wall is
+    learned only if some of the strides that were made elsewhere are put anywhere at all, ``anywhere``: then it is
+
+        r* = log p(displacement, place | dt) / (p(displacement | dt) ((1 - anywhere) p(place | dt) + anywhere / area))
 
     Args:
         width: of the network.
         features: random Fourier features of place, displacement and pace.
+        anywhere: share of the strides made elsewhere whose place is uniform in the batch's bounding box.
 
     Source: the ratio as a classifier's logit: Sugiyama et al. 2012, "Density ratio estimation in machine learning",
     chapter 4; choosing among unguided candidates by a critic: Lu et al. 2025, "What makes a good diffusion planner"
     (arXiv 2503.00535), whose critic is a value. Which critic, and that it sees strides, is ours.
     """
 
-    def __init__(self, width: int = 256, features: int = 64) -> None:
+    def __init__(self, width: int = 256, features: int = 64, anywhere: float = 0.0) -> None:
         super().__init__()
+        if not 0.0 <= anywhere <= 1.0:
+            raise WorkbenchError(f"critic_anywhere: got {anywhere}; expected a share in [0, 1].")
+        self.anywhere = anywhere
         # 1 rad/m for places, as walls are a metre thick; twice that for displacements, which are shorter
         scale = torch.tensor([1.0, 1.0, 2.0, 2.0, 1.0])[:, None]
         self.register_buffer("frequencies", scale * torch.randn(5, features))
@@ -78,5 +86,10 @@ class StrideCritic(nn.Module):
         other = torch.empty_like(order).scatter_(0, order, order.roll(1))
         same = (dt[other] == dt)[:, None]
         paces = dt[:, None].expand(-1, PAIRS)
-        true, elsewhere = self.ratio(place, stride, paces), self.ratio(place, stride[other], paces)
+        put = place
+        if self.anywhere:
+            low, high = xy.flatten(0, 1).amin(0), xy.flatten(0, 1).amax(0)
+            chance = draws.uniform((len(xy), PAIRS, 3)).to(xy)
+            put = torch.where(chance[..., :1] < self.anywhere, low + (high - low) * chance[..., 1:], place)
+        true, elsewhere = self.ratio(place, stride, paces), self.ratio(put, stride[other], paces)
         return (softplus(-true) + same * softplus(elsewhere)).mean(1)

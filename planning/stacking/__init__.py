@@ -1,0 +1,1 @@
+"""Planning for a robot arm that stacks blocks: one learned prior of single moves, goals and constraints as energies."""
