@@ -10,8 +10,6 @@ import mujoco
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_core.errors import WorkbenchError, require_at_least
-
 DT = 0.05
 """Time of a step, s: five of the simulator's."""
 SUBSTEPS = 5
@@ -46,7 +44,8 @@ class Cheetahs:
     """
 
     def __init__(self, n: int) -> None:
-        require_at_least(1, {"cheetahs": n})
+        if n < 1:
+            raise ValueError(f"cheetahs: got {n}; expected at least 1.")
         self.model = model()
         self.data = [mujoco.MjData(self.model) for _ in range(n)]
 
@@ -75,11 +74,11 @@ class Cheetahs:
         """What is seen next, and the rewards.
 
         Raises:
-            WorkbenchError: an action is not finite, or there is not one for each.
+            ValueError: an action is not finite, or there is not one for each.
         """
         actions = np.asarray(actions, dtype=np.float64)
         if actions.shape != (len(self), ACTIONS) or not np.isfinite(actions).all():
-            raise WorkbenchError(
+            raise ValueError(
                 f"actions: got shape {actions.shape}, {int((~np.isfinite(actions)).sum())} not finite; expected finite "
                 f"({len(self)}, {ACTIONS}): correct what acts."
             )

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_core.errors import WorkbenchError
 from envs.cheetah import ACTIONS, OBS, STEPS, Cheetahs
 
 logger = logging.getLogger("workbench.envs")
@@ -101,13 +100,13 @@ def stages(path: Path = SHIPPED) -> list[Linear]:
     """The policies in a file of stages, the worst first.
 
     Raises:
-        WorkbenchError: it cannot be read.
+        ValueError: it cannot be read.
     """
     try:
         with np.load(path) as file:
             return [Linear(*each) for each in zip(file["matrix"], file["mean"], file["std"], strict=True)]
     except (OSError, KeyError, ValueError) as error:
-        raise WorkbenchError(
+        raise ValueError(
             f"{path}: cannot be read ({error}); expected a file of stages: python -m envs.cheetah_search makes one."
         ) from error
 

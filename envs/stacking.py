@@ -1,16 +1,16 @@
 """Blocks on a table and a Franka Panda that stacks them, in MuJoCo.
 
-The arm is the Panda of Gymnasium-Robotics (its meshes, joints and fingers, Apache License 2.0; only these files are used),
-on a table of our own with four blocks of 4 cm. One tells it where its fingertips should be and how wide; damped least
-squares turns that into joint angles, the hand always upright:
+The arm is the Panda of Gymnasium-Robotics (its meshes, joints and fingers, Apache License 2.0; only these files are
+used), on a table of our own with four blocks of 4 cm. One tells it where its fingertips should be and how wide; damped
+least squares turns that into joint angles, the hand always upright:
 
     dq = J^T (J J^T + lambda^2 I)^-1 e,   e = (position error, rotation error)
 
 Blocks are held by friction alone.
 
 Source: the task: Janner et al. 2022, section 5.3 (arXiv 2205.09991), there with a Kuka in PyBullet. The inverse
-kinematics: Buss 2009, "Introduction to inverse kinematics with Jacobian transpose, pseudoinverse and damped least squares
-methods", eq. 11.
+kinematics: Buss 2009, "Introduction to inverse kinematics with Jacobian transpose, pseudoinverse and damped least
+squares methods", eq. 11.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from typing import Any
 import mujoco
 import numpy as np
 from jaxtyping import Float
-
-from diffusion_core.errors import WorkbenchError
 
 BLOCKS = 4
 SIDE = 0.04
@@ -54,12 +52,13 @@ def model() -> Any:
     """The scene.
 
     Raises:
-        WorkbenchError: Gymnasium-Robotics is not installed.
+        ValueError: Gymnasium-Robotics is not installed.
     """
     spec = find_spec("gymnasium_robotics")
     if spec is None or not spec.submodule_search_locations:
-        raise WorkbenchError(
-            "stacking: got no gymnasium_robotics; expected it for the arm's model: pip install 'diffusion-workbench[arm]'."
+        raise ValueError(
+            "stacking: got no gymnasium_robotics; expected it for the arm's model: "
+            "pip install 'diffusion-workbench[arm]'."
         )
     # the package itself is never imported: its environments do not go with the newest MuJoCo
     arm = Path(next(iter(spec.submodule_search_locations))) / "envs" / "assets" / "kitchen_franka" / "franka_assets"
@@ -76,7 +75,8 @@ def model() -> Any:
         '<asset><texture name="sky" type="skybox" builtin="flat" rgb1="0.95 0.96 0.98" width="8" height="8"/></asset>'
         '<worldbody><light pos="0.5 -0.6 1.6" dir="0 0.3 -1" diffuse="0.5 0.5 0.5"/>'
         '<camera name="side" pos="1.15 -0.62 0.48" xyaxes="0.68 0.73 0 -0.33 0.31 0.89"/>'
-        '<geom name="table" type="plane" size="1.2 1.2 0.1" rgba="0.86 0.85 0.83 1" friction="1 0.02 0.001" condim="4"/>'
+        '<geom name="table" type="plane" size="1.2 1.2 0.1" rgba="0.86 0.85 0.83 1" '
+        'friction="1 0.02 0.001" condim="4"/>'
         f'<include file="{arm}/chain.xml"/>{blocks}</worldbody><include file="{arm}/actuator.xml"/></mujoco>'
     )
 
@@ -84,8 +84,8 @@ def model() -> Any:
 class Stacking:
     """An arm and four blocks.
 
-    A state is (16,): fingertips x, y, z; width of the gripper; x, y, z of each block's middle, m. An action is (4,): where
-    the fingertips should be, and how wide.
+    A state is (16,): fingertips x, y, z; width of the gripper; x, y, z of each block's middle, m. An action is (4,):
+    where the fingertips should be, and how wide.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Stacking:
         """Begin with blocks at these places, the hand at home and open; what is in the air falls.
 
         Raises:
-            WorkbenchError: a block is out of reach, in the table, or in another.
+            ValueError: a block is out of reach, in the table, or in another.
         """
         blocks = np.asarray(blocks, dtype=np.float64)
         gaps = np.abs(blocks[:, None] - blocks[None]).max(-1)[np.triu_indices(len(blocks), 1)]
@@ -114,9 +114,9 @@ class Stacking:
         if not (
             fits and (blocks[:, :2] >= low).all() and (blocks[:, :2] <= high).all() and blocks[:, 2].min() >= 0.0199
         ):
-            raise WorkbenchError(
-                f"blocks: got {np.round(blocks, 3).tolist()}; expected four middles, none in another, x in {REACH[0]}, y in "
-                f"{REACH[1]}, z of at least {SIDE / 2} m: move them."
+            raise ValueError(
+                f"blocks: got {np.round(blocks, 3).tolist()}; expected four middles, none in another, x in "
+                f"{REACH[0]}, y in {REACH[1]}, z of at least {SIDE / 2} m: move them."
             )
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:7] = HOME
@@ -142,10 +142,10 @@ class Stacking:
         """Move for `DT` towards what is asked.
 
         Raises:
-            WorkbenchError: it is not finite.
+            ValueError: it is not finite.
         """
         if np.shape(action) != (4,) or not np.isfinite(action).all():
-            raise WorkbenchError(f"action: got {action}; expected finite x, y, z and width, m: correct what acts.")
+            raise ValueError(f"action: got {action}; expected finite x, y, z and width, m: correct what acts.")
         self.data.ctrl[:7] = self.solved(np.asarray(action[:3]))
         self.data.ctrl[7:9] = np.clip(action[3] / 2, 0.0, WIDTH / 2)
         self._simulate(DT)
@@ -206,7 +206,7 @@ def clear(blocks: Float[np.ndarray, "4 3"], block: int) -> bool:
 
 
 def tower(
-    base: Sequence[float], order: Sequence[int], rng: np.random.Generator | None = None
+    base: Sequence[float] | np.ndarray, order: Sequence[int] | np.ndarray, rng: np.random.Generator | None = None
 ) -> Float[np.ndarray, "4 3"]:
     """Places of blocks stacked in an order, the lowest first, at x, y; blocks not named lie apart."""
     blocks = np.zeros((BLOCKS, 3))

@@ -35,17 +35,15 @@ class BlocksPlannerConfig:
     """How a move is drawn and chosen.
 
     Args:
-        candidates: moves drawn at once; the one that `planning.stacking.planner.faults` has least to say against is taken.
+        candidates: moves drawn at once; that with the least `planning.stacking.planner.faults` is taken.
         strength: of the energies; 0: they only select.
-        tries: moves that may be made for one subgoal.
     """
 
     candidates: int = 32
     strength: float = 1.0
-    tries: int = 2
 
     def __post_init__(self) -> None:
-        require_at_least(1, {"planner.candidates": self.candidates, "planner.tries": self.tries})
+        require_at_least(1, {"planner.candidates": self.candidates})
         require_at_least(0, {"planner.strength": self.strength})
 
 
@@ -82,9 +80,7 @@ class BlocksConfig:
     def __post_init__(self) -> None:
         require_at_least(1, {"steps": self.steps, "n": self.n})
         if self.horizon < 8:
-            raise WorkbenchError(
-                f"horizon: got {self.horizon}; expected at least 8 nodes, as a move has that many parts."
-            )
+            raise WorkbenchError(f"horizon: got {self.horizon}; expected at least 8 nodes, a move has that many.")
 
 
 ConfigStore.instance().store(name="stacking_schema", node=BlocksConfig)

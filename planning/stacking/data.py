@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from diffusion_core.download import cache
 from diffusion_core.durable import flush
+from diffusion_core.errors import WorkbenchError
 from diffusion_core.run import make_folder
 from envs.stacking import APART, BLOCKS, REACH, SIDE, STATE, Stacking, clear, on, tower
 from envs.stacking_expert import TRAVEL, carried_out, motion
@@ -46,6 +47,18 @@ class Moves:
     provenance: str
 
 
+def opened() -> Stacking:
+    """The arm and its blocks.
+
+    Raises:
+        WorkbenchError: the arm's model is not installed.
+    """
+    try:
+        return Stacking()
+    except ValueError as error:
+        raise WorkbenchError(str(error)) from error
+
+
 def arranged(rng: np.random.Generator) -> Float[np.ndarray, "4 3"]:
     """Blocks here and there, some of them in towers."""
     order = rng.permutation(BLOCKS)
@@ -71,7 +84,7 @@ def travel(blocks: Float[np.ndarray, "4 3"]) -> float:
 
 def generate(config: MovesConfig, progress: Callable[[int], object] = lambda n: None) -> Moves:
     """Moves of the scripted hand; half of them onto blocks, half onto the table."""
-    env, rng = Stacking(), np.random.default_rng(config.seed)
+    env, rng = opened(), np.random.default_rng(config.seed)
     kept, tried = [], 0
     for _ in range(config.episodes):
         state = env.reset(arranged(rng))

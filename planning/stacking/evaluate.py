@@ -1,7 +1,7 @@
 """Judge a planner with blocks: ``python -m planning.stacking.evaluate checkpoint=runs/<date>/planning-stacking-...``.
 
-The reward of an episode is the number of blocks that stand where they should, of 3; the score is 100 times its mean share,
-as Diffuser counts.
+The reward of an episode is the number of blocks that stand where they should, of 3; the score is 100 times its mean
+share, as Diffuser counts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diffusion_core.run import Run, command, launch, make_folder, one_line_error
 from envs.stacking import BLOCKS, DT, REACH, Stacking
 from envs.stacking_expert import carried_out, motion
 from planning.stacking.config import TASK, BlocksConfig
-from planning.stacking.data import travel
+from planning.stacking.data import opened, travel
 from planning.stacking.planner import BlocksPlanner, carry_out
 from planning.stacking.prior import restore, sampling_table
 from planning.stacking.tasks import TASKS, Asked, Task
@@ -91,7 +91,7 @@ def play(env: Stacking, task: Task, hand: Hand, seed: int, film: Callable[[], No
 
 def played(hand: Hand, task: str, n: int, seed: int, run: Run) -> list[Played]:
     """Episodes of a task, those of the seeds from ``seed`` on."""
-    env = Stacking()
+    env = opened()
     return [
         play(env, TASKS[task](np.random.default_rng(seed + k)), hand, seed + k) for k in run.progress(range(n), task, n)
     ]
@@ -140,7 +140,7 @@ def filmed(planner: BlocksPlanner, path: Path, seed: int, every: int = 2) -> lis
     """One episode of conditional stacking as a film; returns its frames."""
     import mujoco
 
-    env = Stacking()
+    env = opened()
     renderer = mujoco.Renderer(env.model, 480, 640)
     frames: list[np.ndarray] = []
 

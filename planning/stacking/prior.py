@@ -10,8 +10,10 @@ from diffusion_core.checkpoint import Checkpoint, fill
 from diffusion_core.configure import bind, build, table, typed
 from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.draws import Draws
+from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Weighting, denoising_loss, simple
 from diffusion_core.normalize import MinMax
+from diffusion_core.predict import PREDICTIONS
 from diffusion_core.solvers import Table
 from envs.stacking import BLOCKS, REACH, STATE, WIDTH
 from planning.stacking.config import BlocksConfig
@@ -54,6 +56,8 @@ def normalizer() -> MinMax:
 
 def assemble(config: BlocksConfig) -> MovePrior:
     """The prior that ``config`` describes, with new weights."""
+    if config.prediction not in PREDICTIONS:
+        raise WorkbenchError(f"prediction: got {config.prediction!r}; expected one of {', '.join(PREDICTIONS)}.")
     network = build(config.network, horizon=config.horizon, dim=STATE, cond_dim=STATE)
     denoiser = NetworkDenoiser(network, build(config.schedule), config.prediction)
     return MovePrior(denoiser, normalizer(), config.horizon, bind(config.loss))

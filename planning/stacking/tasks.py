@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -60,9 +61,7 @@ class Task:
             for k in (above, below):
                 if not clear(blocks, k):
                     return self._off(blocks, k, rng)
-            return Asked(
-                (OnTop(above, below),), above, blocks[below] + [0, 0, SIDE], lambda b, i=above, j=below: on(b, i, j)
-            )
+            return Asked((OnTop(above, below),), above, blocks[below] + [0, 0, SIDE], partial(_stands, above, below))
         return None
 
     def reward(self, blocks: Blocks) -> int:
@@ -87,7 +86,15 @@ class Task:
             top = next(j for j in range(BLOCKS) if j != top and on(blocks, j, top))
         place = free_place(blocks, rng)
         x, y, z = (float(v) for v in place)
-        return Asked((At(top, (x, y, z)),), top, place, lambda b, i=top: bool(b[i, 2] < SIDE))
+        return Asked((At(top, (x, y, z)),), top, place, partial(_down, top))
+
+
+def _stands(above: int, below: int, blocks: Blocks) -> bool:
+    return on(blocks, above, below)
+
+
+def _down(block: int, blocks: Blocks) -> bool:
+    return bool(blocks[block, 2] < SIDE)
 
 
 def _height(blocks: Blocks) -> int:
