@@ -78,6 +78,8 @@ class PlannerConfig:
         overlap: nodes that two segments share.
         plans: how many may be made for one problem of a point maze: see `planning.follow.follow`.
         langevin: steps of a corrector after each step of the sampler: stitched segments agree through them.
+        tree: rounds of a search with samples of the prior as its moves, see `planning.tree`; 0: none. It is all that
+            plans then: there are no candidates of the whole way, no energies and no selection. Point mazes only.
         particles: the candidates of each duration are weighted and resampled on the way (`diffusion_core.particles`),
             so that they are drawn from the product itself; steps are ancestral then, whatever the sampler.
         walls: strength of the energy that keeps a trajectory out of walls and obstacles; 0: it is never asked.
@@ -98,6 +100,7 @@ class PlannerConfig:
     overlap: int = 8
     plans: int = 1
     langevin: int = 0
+    tree: int = 0
     particles: bool = False
     walls: float = 1.0
     margin: float = 0.15
@@ -114,7 +117,7 @@ class PlannerConfig:
         )
         counts = {"planner.segments": self.segments, "planner.overlap": self.overlap, "planner.plans": self.plans}
         require_at_least(1, counts)
-        require_at_least(0, {"planner.langevin": self.langevin})
+        require_at_least(0, {"planner.langevin": self.langevin, "planner.tree": self.tree})
         if self.particles and self.candidates % len(self.durations):
             raise WorkbenchError(
                 f"planner.particles: got {self.candidates} candidates for {len(self.durations)} durations; expected a "
@@ -164,6 +167,7 @@ class PlanningConfig:
         strides: steps of the environment between nodes, one drawn for each training window; the network is told.
         ends_clean: chance with which each end of a trajectory is shown clean in training.
         critic: whether a critic of strides is trained beside the prior, for ``planner.select=critic``.
+        critic_anywhere: see `planning.critic.StrideCritic`.
         network, schedule, sampler, grid, loss: constructors.
         prediction: what the network predicts: x0, eps, v, velocity, score or F.
         clip: bound of the normalised x0 estimate.
@@ -178,6 +182,7 @@ class PlanningConfig:
     strides: list[int] = field(default_factory=lambda: [3, 6, 9, 12, 16])
     ends_clean: float = 0.7
     critic: bool = True
+    critic_anywhere: float = 0.0
     network: Leaf = field(default_factory=dict)
     schedule: Leaf = field(default_factory=dict)
     prediction: str = "x0"
@@ -207,7 +212,7 @@ class Asked:
         checkpoint: a run or a checkpoint folder.
         expect_task: refuse a checkpoint of any other task; empty: whatever it was trained for.
         sampler, grid, steps: of the sampler.
-        candidates, durations, particles, walls, through, select, refine: see `PlannerConfig`.
+        candidates, durations, tree, plans, particles, walls, through, select, refine: see `PlannerConfig`.
         out: where results go.
     """
 
@@ -218,6 +223,8 @@ class Asked:
     steps: int = 0
     candidates: int | None = None
     durations: list[int] | None = None
+    tree: int | None = None
+    plans: int | None = None
     particles: bool | None = None
     walls: float | None = None
     through: str | None = None
@@ -228,7 +235,7 @@ class Asked:
     @property
     def changed(self) -> dict[str, Any]:
         """What of `PlannerConfig` is given."""
-        names = ("candidates", "durations", "particles", "walls", "through", "select", "refine")
+        names = ("candidates", "durations", "tree", "plans", "particles", "walls", "through", "select", "refine")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def of(self, config: PlanningConfig) -> PlanningConfig:

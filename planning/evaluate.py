@@ -265,6 +265,11 @@ def check(config: PlanningConfig, evaluation: EvaluationConfig) -> None:
             "planner.select: got critic, and critic=false; expected a critic to select by: set critic=true, or select "
             "first, shortest or quickest."
         )
+    if config.planner.tree and (config.task.env == "maze2d" or not config.critic):
+        raise WorkbenchError(
+            f"planner.tree: got {config.planner.tree} in {config.task.env} with critic={config.critic}; expected a "
+            "point maze and a critic that says where one can go: set tree=0, or choose another task and critic=true."
+        )
     if config.task.env == "maze2d":
         for peer in contenders(evaluation.peers).values():
             peer.make()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from diffusion_core import results
 from diffusion_core.checkpoint import Checkpoint
@@ -25,6 +24,7 @@ from planning.plan import Planner, Problem
 from planning.planner import DiffusionPlanner
 from planning.prior import restore, sampling_table
 from planning.problems import of_file
+from planning.tree import TreePlanner
 
 logger = logging.getLogger("workbench.planning")
 PLANNER, SEARCH = "planner", "search (BFS, sees the map)"
@@ -58,7 +58,12 @@ def evaluate_and_report(
         config: the checkpoint's, with what is asked for.
     """
     prior, _ = restore(saved)
-    planner = DiffusionPlanner(prior, sampling_table(config, prior), config.planner, POINT)
+    table = sampling_table(config, prior)
+    planner: DiffusionPlanner | TreePlanner
+    if config.planner.tree:
+        planner = TreePlanner(prior, table, config.planner.durations[0], config.planner.tree, POINT)
+    else:
+        planner = DiffusionPlanner(prior, table, config.planner, POINT)
     env = PointMaze(config.task.maze, render_mode=None)
     if evaluation.problems:
         path = Path(evaluation.problems).expanduser()
@@ -85,7 +90,8 @@ def evaluate_and_report(
         "metrics": metrics(rows[PLANNER], which),
         "peers": {SEARCH: metrics(rows[SEARCH], which)},
         "planner": plain(config.planner),
-        "sees_the_map": config.planner.walls > 0.0 or config.planner.select in ("shortest", "quickest"),
+        "sees_the_map": not config.planner.tree
+        and (config.planner.walls > 0.0 or config.planner.select in ("shortest", "quickest")),
         "sampler": {"solver": config.sampler, "grid": config.grid, "steps": config.steps},
         "training_seed": config.train.seed,
         "data": saved.meta["data"],
@@ -118,15 +124,23 @@ def _task(env: PointMaze, problem: Problem) -> int:
 
 
 def _draw(
-    path: Path, planner: DiffusionPlanner, asked: Sequence[Problem], attempts: Sequence[Attempt], seed: int
+    path: Path,
+    planner: DiffusionPlanner | TreePlanner,
+    asked: Sequence[Problem],
+    attempts: Sequence[Attempt],
+    seed: int,
 ) -> None:
-    """Candidates of one problem of each task, and where the point came."""
+    """Candidates (or the tree) of one problem of each task, and where the point came."""
     figure, axes = subplots(1, len(asked), 3.2 * len(asked), 2.6)
     for axis, problem, attempt in zip(np.ravel(axes), asked, attempts, strict=True):
         for x0, y0, x1, y1 in problem.maze.boxes:
             axis.fill([x0, x1, x1, x0], [y0, y0, y1, y1], color=MUTED, alpha=0.5, lw=0)
-        candidates: Float[np.ndarray, "n horizon 2"] = planner.candidates([problem], [seed])[0]
-        for xy in candidates[:8]:
+        if isinstance(planner, TreePlanner):
+            planner(problem, seed)
+            lines = planner.segments
+        else:
+            lines = list(planner.candidates([problem], [seed])[0][:8])
+        for xy in lines:
             axis.plot(*xy.T, color=ACCENT, lw=0.5, alpha=0.6)
         axis.plot(*attempt.xy.T, color=INK, lw=1.2)
         axis.plot(*problem.goal, "o", color=INK, ms=4)

@@ -110,7 +110,7 @@ def assemble(config: PlanningConfig, normalizer: MinMax) -> TrajectoryPrior:
     denoiser = NetworkDenoiser(network, build(config.schedule), config.prediction, config.clip)
     dt = world(config.task).dt
     paces = (dt * min(config.strides), dt * max(config.strides))
-    critic = StrideCritic() if config.critic else None
+    critic = StrideCritic(anywhere=config.critic_anywhere) if config.critic else None
     return TrajectoryPrior(denoiser, normalizer, config.horizon, paces, config.ends_clean, bind(config.loss), critic)
 
 

@@ -31,7 +31,6 @@ from envs.maze2d import BALL, World
 from planning.compose import composed
 from planning.plan import Plan, Problem
 from planning.prior import TrajectoryPrior
-from planning.ways import no_way
 
 TOGETHER = 16
 """Places that are grown from in one call of the network."""
@@ -96,11 +95,7 @@ class TreePlanner:
         self.segments: list[Float[np.ndarray, "n 2"]] = []
 
     def __call__(self, problem: Problem, seed: int) -> Plan:
-        """A plan.
-
-        Raises:
-            WorkbenchError: the search did not come to the goal.
-        """
+        """A plan; where the search does not come to the goal, one to the place that it found nearest to it."""
         noise = Shared(torch.Generator().manual_seed(seed))
         goal, self.segments = problem.goal, []
         first = Reached(problem.start[:2], 0, None, np.zeros((0, 2)))
@@ -124,7 +119,8 @@ class TreePlanner:
                         reached = Reached(way[i], before.steps + i, before, way[1 : i + 1])
                         heapq.heappush(queue, (reached.steps, next(order), reached))
                         kept.append(reached)
-        raise no_way(problem, f"{self.rounds} rounds of {TOGETHER} x {EACH} samples, {len(taken)} places reached")
+        nearest = min(kept, key=lambda one: float(np.linalg.norm(one.xy - goal)))
+        return Plan(nearest.path(), self.dt)
 
     def _connected(self, grown: list[Reached], goal: Float[np.ndarray, "2"], noise: Shared) -> Reached | None:
         """The goal, if a trajectory from some place to it is believed; of several the soonest."""
