@@ -175,6 +175,9 @@ class Stacking:
     def frame(self, renderer: Any) -> np.ndarray:
         """A picture, by a ``mujoco.Renderer`` of this model."""
         renderer.update_scene(self.data, camera="side")
+        # shadows and mirrors cost ten times the picture where there is no graphics card
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            renderer.scene.flags[flag] = False
         return np.asarray(renderer.render())
 
     def _simulate(self, seconds: float) -> None:

@@ -56,7 +56,7 @@ def played(
         if renderer is not None and 0 <= step - (steps - min(steps, FILMED)) // 2 < FILMED:
             frames.append(cheetahs.frame(0, renderer))
     if renderer is not None and film is not None:
-        write_video(film, frames, fps=round(1.0 / DT))
+        write_video(film, frames, fps=1.0 / DT)
         renderer.close()
     return total, 1e3 * seconds / steps
 

@@ -37,14 +37,16 @@ class BlocksPlannerConfig:
     Args:
         candidates: moves drawn at once; that with the least `planning.stacking.planner.faults` is taken.
         strength: of the energies; 0: they only select.
+        again: how often others may be drawn where the best is no good.
     """
 
-    candidates: int = 32
-    strength: float = 1.0
+    candidates: int = 64
+    strength: float = 5.0
+    again: int = 2
 
     def __post_init__(self) -> None:
         require_at_least(1, {"planner.candidates": self.candidates})
-        require_at_least(0, {"planner.strength": self.strength})
+        require_at_least(0, {"planner.strength": self.strength, "planner.again": self.again})
 
 
 @dataclass

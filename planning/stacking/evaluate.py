@@ -27,7 +27,7 @@ from envs.stacking import BLOCKS, DT, REACH, Stacking
 from envs.stacking_expert import carried_out, motion
 from planning.stacking.config import TASK, BlocksConfig
 from planning.stacking.data import opened, travel
-from planning.stacking.planner import BlocksPlanner, carry_out
+from planning.stacking.planner import BlocksPlanner, actions, carry_out
 from planning.stacking.prior import restore, sampling_table
 from planning.stacking.tasks import TASKS, Asked, Task
 
@@ -136,7 +136,7 @@ def evaluate_and_report(saved: Checkpoint, config: BlocksConfig, out: Path, word
     return content
 
 
-def filmed(planner: BlocksPlanner, path: Path, seed: int, every: int = 2) -> list[np.ndarray]:
+def filmed(planner: BlocksPlanner, path: Path, seed: int, every: int = 4) -> list[np.ndarray]:
     """One episode of conditional stacking as a film; returns its frames."""
     import mujoco
 
@@ -145,10 +145,8 @@ def filmed(planner: BlocksPlanner, path: Path, seed: int, every: int = 2) -> lis
     frames: list[np.ndarray] = []
 
     def hand(env: Stacking, state: Float[np.ndarray, "16"], asked: Asked) -> list[np.ndarray]:
-        states, move = [], planner(state, asked.costs)
-        at = np.linspace(0, len(move) - 1, 2 * (len(move) - 1) + 1)[1:]
-        for k, where in enumerate(at):
-            action = np.array([np.interp(where, np.arange(len(move)), column) for column in move[:, :4].T])
+        states = []
+        for k, action in enumerate(actions(planner(state, asked.costs))):
             states.append(env.step(action))
             if k % every == 0:
                 frames.append(env.frame(renderer))
@@ -156,7 +154,7 @@ def filmed(planner: BlocksPlanner, path: Path, seed: int, every: int = 2) -> lis
 
     play(env, TASKS["conditional stacking"](np.random.default_rng(seed)), hand, seed)
     renderer.close()
-    write_video(path, frames, fps=round(1.0 / (every * DT)))
+    write_video(path, frames, fps=1.0 / (every * DT))
     return frames
 
 

@@ -1,0 +1,154 @@
+"""Blocks: Diffuser's three tasks, and two constraints composed when the move is made.
+
+    python -m planning.experiments.stacking --priors runs/a runs/b runs/c --n 10 --out ... --figure ...
+
+The prior is one of single moves and was told of no task. Rows: one sample of it; the best of some by what is asked; the
+same with what is asked as energies; and the scripted hand that made the demonstrations, which is told which block to
+put where. Constraints: block 0 goes on block 1, and the hand stays out of a column that stands between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_core import checkpoint, results
+from diffusion_core.report import ACCENT, MUTED, WARM, save_figure, subplots
+from diffusion_core.run import Run
+from envs.stacking import BLOCKS, on, scattered
+from planning.energies import Cost
+from planning.experiments import lab
+from planning.stacking.config import BlocksConfig, BlocksPlannerConfig
+from planning.stacking.data import opened
+from planning.stacking.energies import Avoid, OnTop
+from planning.stacking.evaluate import Hand, Played, filmed, metrics, planned, played, scripted
+from planning.stacking.planner import BlocksPlanner, carry_out
+from planning.stacking.prior import MovePrior, restore, sampling_table
+from planning.stacking.tasks import TASKS, crossed
+
+SEED = 700_000
+ROWS = {
+    "prior": BlocksPlannerConfig(candidates=1, strength=0.0, again=0),
+    "prior, best of 64": BlocksPlannerConfig(strength=0.0),
+    "prior x energies": BlocksPlannerConfig(candidates=1, again=0),
+    "prior x energies, best of 64": BlocksPlannerConfig(),
+}
+RADIUS = 0.05
+"""Of the column, m."""
+CONSTRAINTS = ("on top", "away from the column", "both")
+
+
+def constrained(prior: MovePrior, config: BlocksConfig, which: str, n: int, seed: int) -> list[tuple[bool, bool]]:
+    """Moves under one constraint or both: whether block 0 came to stand on block 1, and the hand stayed away."""
+    env, planner = opened(), BlocksPlanner(prior, sampling_table(config, prior), BlocksPlannerConfig(), seed)
+    found = []
+    for k in range(n):
+        rng = np.random.default_rng(seed + k)
+        while True:
+            blocks = scattered(rng)
+            if np.linalg.norm(blocks[0, :2] - blocks[1, :2]) > 0.17:
+                break
+        state = env.reset(blocks)
+        x, y = (float(v) for v in 0.5 * (blocks[0, :2] + blocks[1, :2]))
+        column = Avoid((x, y), RADIUS)
+        costs: dict[str, list[Cost]] = {"on top": [OnTop(0, 1)], "away from the column": [column]}
+        costs["both"] = [*costs["on top"], column]
+        # on its way from home it may be above the column: only from the first touch on does it count
+        states = carry_out(env, planner(state, costs[which]))
+        after = states[-1][4:].reshape(BLOCKS, 3)
+        first = next((i for i, s in enumerate(states) if s[3] < 0.06), 0)
+        found.append((on(after, 0, 1), not crossed([s[:2] for s in states[first:]], (x, y), RADIUS - 0.01)))
+    return found
+
+
+def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    """All rows."""
+    trained = [restore(checkpoint.find(name)) for name in asked.priors]
+    silent = Run(Path("."), main=False)
+
+    def row(name: str, hands: Sequence[Hand]) -> dict[str, Any]:
+        found: dict[str, Any] = {"row": name}
+        for task in TASKS:
+            each = [played(hand, task, asked.n, SEED + 1000 * k, silent) for k, hand in enumerate(hands)]
+            every: list[Played] = [one for own in each for one in own]
+            found[task] = metrics(every) | {"by_prior": [metrics(own)["score"].value for own in each]}
+            lab.logger.info("%s, %s: score %s", name, task, found[task]["score"])
+        return found
+
+    rows = [
+        row(
+            name,
+            [
+                planned(BlocksPlanner(prior, sampling_table(config, prior), setting, SEED + k))
+                for k, (prior, config) in enumerate(trained)
+            ],
+        )
+        for name, setting in ROWS.items()
+    ]
+    rows.append(row("the scripted hand, told block and place", [scripted] * len(trained)))
+    constraints = []
+    for which in CONSTRAINTS:
+        each = [x for k, one in enumerate(trained) for x in constrained(*one, which, asked.n, SEED + 1000 * k)]
+        share = {
+            "asked for": which,
+            "on top": results.rate(sum(a for a, _ in each), len(each)),
+            "away from the column": results.rate(sum(b for _, b in each), len(each)),
+            "both": results.rate(sum(a and b for a, b in each), len(each)),
+        }
+        lab.logger.info("%s", {key: str(value) for key, value in share.items()})
+        constraints.append(share)
+    measurements = {
+        "task": "blocks, Franka Panda in MuJoCo, own demonstrations",
+        "training_seeds": [config.train.seed for _, config in trained],
+        "episodes_each": asked.n,
+        "rows": rows,
+        "constraints": constraints,
+    }
+    prior, config = trained[0]
+    planner = BlocksPlanner(prior, sampling_table(config, prior), ROWS["prior x energies, best of 64"], SEED)
+    return measurements, partial(figure, rows, constraints, planner)
+
+
+def figure(
+    rows: Sequence[dict[str, Any]], constraints: Sequence[dict[str, Any]], planner: BlocksPlanner, path: Path
+) -> None:
+    """Frames of an episode, the scores, and the constraints."""
+    frames = filmed(planner, path.with_suffix(".mp4"), SEED)
+    path.with_suffix(".mp4").unlink()
+    fig, axes = subplots(2, 6, 12.0, 4.6)
+    grid = axes[0, 0].get_gridspec()
+    for axis, at in zip(axes[0], np.linspace(0, len(frames) - 1, 6).astype(int), strict=True):
+        axis.imshow(frames[at][60:, 100:560])
+        axis.axis("off")
+    for axis in axes[1]:
+        axis.remove()
+    bars, shares = fig.add_subplot(grid[1, :4]), fig.add_subplot(grid[1, 4:])
+    colours = (MUTED, WARM, "#8fb3dd", ACCENT, "#3a3f47")
+    for k, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+        values = [row[task]["score"] for task in TASKS]
+        at = np.arange(len(TASKS)) + 0.16 * (k - 2)
+        spans = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
+        bars.bar(at, [v.value for v in values], 0.15, yerr=spans, color=colour, label=row["row"], ecolor="#555555")
+    bars.set_xticks(range(len(TASKS)), list(TASKS))
+    bars.set(ylabel="score", ylim=(0, 135))
+    bars.legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
+    for k, (name, colour) in enumerate(zip(CONSTRAINTS, (MUTED, WARM, ACCENT), strict=True)):
+        found = [one[name] for one in constraints]
+        spans = [[v.value - v.low for v in found], [v.high - v.value for v in found]]
+        at = np.arange(3) + 0.25 * (k - 1)
+        shares.bar(at, [v.value for v in found], 0.23, yerr=spans, color=colour, label=name, ecolor="#555555")
+    shares.set_xticks(
+        range(3), [one["asked for"].replace(" from the", "\nfrom the") for one in constraints], fontsize=8
+    )
+    shares.set(ylabel="met", ylim=(0, 1.3), xlabel="asked for")
+    shares.legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
+    save_figure(fig, path)
+
+
+if __name__ == "__main__":
+    lab.run(measured, lab.arguments(__doc__), "stacking")
