@@ -109,8 +109,8 @@ def refined(move: Float[np.ndarray, "horizon 16"]) -> Float[np.ndarray, "horizon
     """The fingertips and width of a move made exact where it closes and where it opens.
 
     A sample's hand is a centimetre off, and a grasp has no centimetre to spare. Which block goes where, by what way and
-    when stays as it was drawn; the fingertips are moved, smoothly, so that they close where the block *is* and open where
-    the move says that it ends. A width is open or closed.
+    when stays as it was drawn; the fingertips are moved, smoothly, so that they close where the block *is* and open
+    where the move says that it ends. A width is open or closed.
     """
     tips, blocks = move[:, :3], move[:, 4:].reshape(len(move), BLOCKS, 3)
     moved = int(np.linalg.norm(blocks[-1] - blocks[0], axis=1).argmax())
