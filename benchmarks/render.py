@@ -320,6 +320,65 @@ def planning_speed() -> str:
     return markdown(["plans", "network evaluations", "plans/s", "ms, median / 95 %", "valid"], rows)
 
 
+def giant() -> str:
+    """Success in OGBench's giant-stitch, beside what is published."""
+    found = load("planning/giant-tree")
+    tasks = [f"success_rate, task {k}" for k in range(1, 6)]
+
+    def row(name: str, m: dict[str, Any]) -> list[str]:
+        steps = m["steps_to_goal"]["value"]
+        times = f"{m['planning_p50']['value'] / 1e3:.1f}" if m["planning_p50"]["value"] > 100 else "0.0"
+        return [name, _rate(m["success_rate"]), *(f"{m[t]['value']:.2f}" for t in tasks), f"{steps:.0f}", times]
+
+    rows = [row("search over samples of the prior, no map", found["metrics"])]
+    rows += [row(name, m) for name, m in found["peers"].items()]
+    rows += [
+        [f"{name} (published)", f"{share:.2f}", *[""] * len(tasks), "", ""]
+        for name, share in planning_published.GIANT_STITCH
+    ]
+    head = ["", "success", *(f"task {k}" for k in range(1, 6)), "steps to the goal", "s to plan, median"]
+    return markdown(head, rows)
+
+
+def locomotion() -> str:
+    """Returns of a half cheetah."""
+    rows = [
+        [
+            row["row"],
+            f"{row['return']['value']:.0f} [{row['return']['low']:.0f}, {row['return']['high']:.0f}]",
+            ", ".join(f"{x:.0f}" for x in row.get("by_seed", [])),
+            f"{row['score']['value']:.0f}",
+            str(row.get("evaluations") or ""),
+            f"{row['ms']:.0f}" if row.get("evaluations") else "",
+        ]
+        for row in load("planning/locomotion")["rows"]
+    ]
+    return markdown(["", "return", "by training seed", "D4RL's scale", "evaluations a plan", "ms a step"], rows)
+
+
+def stacking() -> str:
+    """Scores in three tasks with blocks."""
+    rows = []
+    for row in load("planning/stacking")["rows"]:
+        tasks = [value for key, value in row.items() if key != "row"]
+        scores = [t["score"] for t in tasks]
+        moves = sum(t["move_came_off"]["value"] * t["move_came_off"]["n"] for t in tasks)
+        made = sum(t["move_came_off"]["n"] for t in tasks)
+        cells = [f"{s['value']:.0f} [{s['low']:.0f}, {s['high']:.0f}]" for s in scores]
+        rows.append([row["row"], *cells, f"{moves / made:.2f} of {made}"])
+    names = [key for key in load("planning/stacking")["rows"][0] if key != "row"]
+    return markdown(["score", *names, "moves that did what was asked"], rows)
+
+
+def stacking_constraints() -> str:
+    """What is met under one constraint or both."""
+    rows = [
+        [one["asked for"], *(_rate(one[name]) for name in ("on top", "away from the column", "both"))]
+        for one in load("planning/stacking")["constraints"]
+    ]
+    return markdown(["asked for", "on top", "away from the column", "both"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "orders": orders,
     "pusht": pusht,
@@ -332,6 +391,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "corridors": corridors,
     "robots": robots,
     "planning_speed": planning_speed,
+    "giant": giant,
+    "locomotion": locomotion,
+    "stacking": stacking,
+    "stacking_constraints": stacking_constraints,
     "images_quick": partial(images_of, "quick"),
     "images_full": partial(images_of, "full"),
     "images_scenes": partial(images_of, "scenes"),

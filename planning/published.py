@@ -100,3 +100,12 @@ CMDS = (
 LITE = "Dong et al. 2024, DiffuserLite (arXiv 2401.15443)"
 HZ = (("Diffuser", 1.3, LITE), ("Decision Diffuser", 0.4, LITE), ("DiffuserLite", 122.2, LITE))
 """Decisions per second, mean over D4RL tasks, on the paper's GPU."""
+
+GIANT_STITCH = (
+    ("GCBC, GCIVL, GCIQL, CRL, HIQL", 0.0),
+    ("GSC", 0.29),
+    ("QRL", 0.50),
+    ("CompDiffuser", 0.68),
+)
+"""Success in OGBench's pointmaze-giant-stitch: Park et al. 2025 (arXiv 2410.20092); GSC's and its own of CompDiffuser's
+paper (Luo et al. 2025)."""
