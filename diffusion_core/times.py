@@ -17,8 +17,8 @@ from diffusion_core.draws import Draws
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.schedule import Schedule
 
-TrainingTimes = Callable[[Draws, int], Float64[Tensor, " batch"]]
-"""``times(draws, batch)``: float64 in [0, 1], on the device of the draws."""
+TrainingTimes = Callable[[Draws, int], Float64[Tensor, "batch *tokens"]]
+"""``times(draws, batch)``: float64 in [0, 1], on the device of the draws; of each sample, or of each of its tokens."""
 
 
 def levels(draws: Draws, batch: int, stratified: bool = False) -> Float64[Tensor, " batch"]:
@@ -48,6 +48,16 @@ def uniform_times(
     if n_train is None:
         return t_min + (t_max - t_min) * u
     return ((u * n_train).floor() + 1.0) / n_train
+
+
+def token_times(draws: Draws, batch: int, tokens: int, share: float = 1.0) -> Float64[Tensor, "batch tokens"]:
+    """A level of its own for every token in a share of the samples, one for all tokens in the others; all uniform.
+
+    Source: Chen et al. 2024, "Diffusion forcing", algorithm 1 (arXiv 2407.01392); the share is ours.
+    """
+    u = draws.uniform((batch, tokens + 1))
+    own = draws.uniform((batch, 1)) < share
+    return torch.where(own, u[:, 1:], u[:, :1])
 
 
 def logit_normal_times(

@@ -80,6 +80,7 @@ class PlannerConfig:
         langevin: steps of a corrector after each step of the sampler: stitched segments agree through them.
         tree: rounds of a search with samples of the prior as its moves, see `planning.tree`; 0: none. It is all that
             plans then: there are no candidates of the whole way, no energies and no selection. Point mazes only.
+        delay: rows of the sampler by which each node is denoised later than the one before it; 0: all together.
         particles: the candidates of each duration are weighted and resampled on the way (`diffusion_core.particles`),
             so that they are drawn from the product itself; steps are ancestral then, whatever the sampler.
         walls: strength of the energy that keeps a trajectory out of walls and obstacles; 0: it is never asked.
@@ -101,6 +102,7 @@ class PlannerConfig:
     plans: int = 1
     langevin: int = 0
     tree: int = 0
+    delay: int = 0
     particles: bool = False
     walls: float = 1.0
     margin: float = 0.15
@@ -117,7 +119,7 @@ class PlannerConfig:
         )
         counts = {"planner.segments": self.segments, "planner.overlap": self.overlap, "planner.plans": self.plans}
         require_at_least(1, counts)
-        require_at_least(0, {"planner.langevin": self.langevin, "planner.tree": self.tree})
+        require_at_least(0, {"planner.langevin": self.langevin, "planner.tree": self.tree, "planner.delay": self.delay})
         if self.particles and self.candidates % len(self.durations):
             raise WorkbenchError(
                 f"planner.particles: got {self.candidates} candidates for {len(self.durations)} durations; expected a "
@@ -165,6 +167,8 @@ class PlanningConfig:
     Args:
         horizon: nodes of a trajectory.
         strides: steps of the environment between nodes, one drawn for each training window; the network is told.
+        forcing: share of training windows whose nodes have noise levels of their own (diffusion forcing), for
+            ``planner.delay``; it needs a network that takes a time of every node (``network=mlp_forcing``).
         ends_clean: chance with which each end of a trajectory is shown clean in training.
         critic: whether a critic of strides is trained beside the prior, for ``planner.select=critic``.
         critic_anywhere: see `planning.critic.StrideCritic`.
@@ -180,6 +184,7 @@ class PlanningConfig:
     data: DataConfig = field(default_factory=DataConfig)
     horizon: int = 32
     strides: list[int] = field(default_factory=lambda: [3, 6, 9, 12, 16])
+    forcing: float = 0.0
     ends_clean: float = 0.7
     critic: bool = True
     critic_anywhere: float = 0.0
@@ -200,8 +205,20 @@ class PlanningConfig:
     def __post_init__(self) -> None:
         require_at_least(2, {"horizon": self.horizon})
         require_at_least(1, {"steps": self.steps, "strides": min(self.strides, default=0)})
-        if not 0.0 <= self.ends_clean <= 1.0:
-            raise WorkbenchError(f"ends_clean: got {self.ends_clean}; expected a chance in [0, 1].")
+        for name, chance in (("ends_clean", self.ends_clean), ("forcing", self.forcing)):
+            if not 0.0 <= chance <= 1.0:
+                raise WorkbenchError(f"{name}: got {chance}; expected a chance in [0, 1].")
+        told = bool(self.network.get("token_times", False))
+        if self.network and (self.forcing > 0.0) != told:
+            raise WorkbenchError(
+                f"forcing: got {self.forcing} and network.token_times={str(told).lower()}; expected both or neither: "
+                "choose network=mlp_forcing, or set forcing=0."
+            )
+        if self.planner.delay and not self.forcing:
+            raise WorkbenchError(
+                f"planner.delay: got {self.planner.delay} with forcing=0; expected a prior that learned from nodes "
+                "with noise levels of their own: train with forcing=0.5, or set delay=0."
+            )
 
 
 @dataclass
@@ -212,7 +229,7 @@ class Asked:
         checkpoint: a run or a checkpoint folder.
         expect_task: refuse a checkpoint of any other task; empty: whatever it was trained for.
         sampler, grid, steps: of the sampler.
-        candidates, durations, tree, plans, particles, walls, through, select, refine: see `PlannerConfig`.
+        candidates, durations, tree, delay, plans, particles, walls, through, select, refine: see `PlannerConfig`.
         out: where results go.
     """
 
@@ -224,6 +241,7 @@ class Asked:
     candidates: int | None = None
     durations: list[int] | None = None
     tree: int | None = None
+    delay: int | None = None
     plans: int | None = None
     particles: bool | None = None
     walls: float | None = None
@@ -235,7 +253,18 @@ class Asked:
     @property
     def changed(self) -> dict[str, Any]:
         """What of `PlannerConfig` is given."""
-        names = ("candidates", "durations", "tree", "plans", "particles", "walls", "through", "select", "refine")
+        names = (
+            "candidates",
+            "durations",
+            "tree",
+            "delay",
+            "plans",
+            "particles",
+            "walls",
+            "through",
+            "select",
+            "refine",
+        )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def of(self, config: PlanningConfig) -> PlanningConfig:

@@ -118,7 +118,7 @@ class DiffusionPlanner:
     ) -> Iterator[State]:
         """The sampler's state after every step; see `drawn`."""
         expert, z = self.product(ends, dt, maze), self._noised(noise, len(ends))
-        x = start(expert, z, float(self.table.times[0]))
+        x = start(expert, z, float(self.table.times[0].max()))
         return sample.trajectory(expert, self.table, x, noise=noise, corrector=self._corrector)
 
     def product(self, ends: Float[Tensor, "n 2 2"], dt: Float[Tensor, " n"], maze: Maze) -> Product:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from diffusion_core.loss import Weighting, denoising_loss, simple
 from diffusion_core.normalize import MinMax
 from diffusion_core.predict import PREDICTIONS
 from diffusion_core.solvers import Table
+from diffusion_core.times import token_times, uniform_times
+from diffusion_core.token_grid import pyramid
 from planning.config import PlanningConfig
 from planning.critic import StrideCritic
 from planning.tasks import world
@@ -39,6 +43,7 @@ class TrajectoryPrior(nn.Module):
         ends_clean: see above.
         weighting: of the training loss.
         critic: of strides, trained beside it on the same batches; None: there is none.
+        forcing: share of windows whose nodes have noise levels of their own.
 
     Source: Janner et al. 2022, section 3 (arXiv 2205.09991); the paces and the chance of clean ends are ours.
     """
@@ -52,9 +57,10 @@ class TrajectoryPrior(nn.Module):
         ends_clean: float = 0.7,
         weighting: Weighting = simple,
         critic: StrideCritic | None = None,
+        forcing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.critic = critic
+        self.critic, self.forcing = critic, forcing
         self.denoiser, self.normalizer = denoiser, normalizer
         self.horizon, self.dt, self.ends_clean, self.weighting = horizon, dt, ends_clean, weighting
 
@@ -64,7 +70,8 @@ class TrajectoryPrior(nn.Module):
         ends = draws.uniform((len(x0), 2)).to(x0.device) < self.ends_clean
         known = self.clean(ends, x0)
         cond = self.condition(batch["dt"], ends)
-        loss = denoising_loss(self.denoiser, x0, cond, draws, weighting=self.weighting, known=known)
+        times = partial(token_times, tokens=self.horizon, share=self.forcing) if self.forcing else uniform_times
+        loss = denoising_loss(self.denoiser, x0, cond, draws, times, self.weighting, known)
         # no parameter is shared, so the sum of both is a matter of convenience
         return loss if self.critic is None else loss + self.critic.loss(batch["xy"], batch["dt"], draws)
 
@@ -111,12 +118,20 @@ def assemble(config: PlanningConfig, normalizer: MinMax) -> TrajectoryPrior:
     dt = world(config.task).dt
     paces = (dt * min(config.strides), dt * max(config.strides))
     critic = StrideCritic(anywhere=config.critic_anywhere) if config.critic else None
-    return TrajectoryPrior(denoiser, normalizer, config.horizon, paces, config.ends_clean, bind(config.loss), critic)
+    return TrajectoryPrior(
+        denoiser, normalizer, config.horizon, paces, config.ends_clean, bind(config.loss), critic, config.forcing
+    )
 
 
 def sampling_table(config: PlanningConfig, prior: TrajectoryPrior) -> Table:
     """The solver's table that ``config`` asks for, under the prior's schedule."""
-    return table(config.sampler, config.grid, config.steps, prior.denoiser.schedule)
+    schedule = prior.denoiser.schedule
+    if not config.planner.delay:
+        return table(config.sampler, config.grid, config.steps, schedule)
+    nodes = prior.horizon + (config.planner.segments - 1) * (prior.horizon - config.planner.overlap)
+    times = pyramid(build(config.grid, n=config.steps), nodes, config.planner.delay)
+    found: Table = build(config.sampler, schedule, times)
+    return found
 
 
 def restore(saved: Checkpoint) -> tuple[TrajectoryPrior, PlanningConfig]:

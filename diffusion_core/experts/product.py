@@ -116,7 +116,7 @@ class Product(Denoiser):
     def _tilted(self, evaluate: Evaluate, times: Any) -> Evaluate:
         process, clock = self.process, _clock(times)
         clean = process.clean(times)
-        strengths = [(energy, strength_at(strength, clock)) for energy, strength in self.energies]
+        strengths = [(energy, _of_samples(strength_at(strength, clock))) for energy, strength in self.energies]
 
         def chosen(test: Callable[[Energy], bool]) -> list[tuple[Energy, Tensor]]:
             return [(energy, strength) for energy, strength in strengths if test(energy)]
@@ -267,6 +267,23 @@ def _leaf(x: Any) -> Any:
 
 def _detached(x: Any) -> Any:
     return {name: field.detach() for name, field in x.items()} if isinstance(x, dict) else x.detach()
+
+
+def _of_samples(strengths: Tensor) -> Tensor:
+    """One strength for each sample, where there is a time for each token: a cost is of all tokens together.
+
+    Raises:
+        WorkbenchError: tokens would have different ones.
+    """
+    if strengths.ndim < 3:
+        return strengths
+    each = strengths.flatten(2)
+    if bool((each != each[..., :1]).any()):
+        raise WorkbenchError(
+            "energy: got a strength that changes with time, and tokens with times of their own; expected one "
+            "strength for a sample: choose a constant."
+        )
+    return each[..., 0]
 
 
 def _weighted(strength: Tensor, cost: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.draws import Draws
 from diffusion_core.loss.weighting import Weighting, simple
+from diffusion_core.predict import align
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.times import Importance, TrainingTimes, uniform_times
 
@@ -31,7 +32,7 @@ def denoising_loss(
         x0: clean data, normalised.
         cond: passed to the network.
         draws: random numbers of this step.
-        times: how training times are drawn.
+        times: how training times are drawn; (batch, tokens) gives every token its own.
         weighting: weight of the squared error of the prediction.
         known: entries that the network is shown clean, of the shape of x0; they do not count in the average. For
             sampling with `Known(..., mode="clean")`.
@@ -46,6 +47,8 @@ def denoising_loss(
         x_t = torch.where(known, x0, x_t)
     error = (denoiser(x_t, t, cond) - denoiser.target(x0, noise, t)) ** 2
     weight = weighting(denoiser.prediction, denoiser.schedule, t).to(error.dtype)
+    if t.ndim > 1:
+        error, weight = align(weight, error) * error, weight.new_ones(len(error))
     if known is None:
         return error.flatten(1).mean(1) * weight
     counted = (~known).to(error.dtype).flatten(1)

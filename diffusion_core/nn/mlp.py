@@ -27,6 +27,8 @@ class ResidualMLP(nn.Module):
         depth: number of blocks.
         expansion: hidden width of a block, in trunk widths.
         embed_dim: width of the embedded (t, cond); small, since the modulation costs embed_dim x 3 width x depth.
+        token_times: t may be (batch, horizon), a time of every token, which is then a feature of the token; the blocks
+            are modulated by their mean.
 
     Source: Peebles & Xie 2023, section 3.2, adaLN-Zero (arXiv 2212.09748), on one token.
     """
@@ -40,13 +42,15 @@ class ResidualMLP(nn.Module):
         depth: int = 4,
         expansion: float = 2.0,
         embed_dim: int = 128,
+        token_times: bool = False,
     ) -> None:
         super().__init__()
+        self.token_times = token_times
         self.time = Sinusoidal(128)
         self.condition = nn.Sequential(
             nn.Linear(128 + cond_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim), nn.SiLU()
         )
-        self.inlet = nn.Linear(horizon * dim + cond_dim, width)
+        self.inlet = nn.Linear(horizon * (dim + 2 * token_times) + cond_dim, width)
         self.blocks = nn.ModuleList(_Block(width, round(width * expansion)) for _ in range(depth))
         # one product for all blocks' modulation: fewer, larger matrix products
         self.modulation = nn.Linear(embed_dim, depth * 3 * width)
@@ -57,11 +61,19 @@ class ResidualMLP(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, x: Float[Tensor, "batch horizon dim"], t: Float[Tensor, " batch"], cond: Float[Tensor, "batch cond"]
+        self,
+        x: Float[Tensor, "batch horizon dim"],
+        t: Float[Tensor, "batch *horizon"],
+        cond: Float[Tensor, "batch cond"],
     ) -> Float[Tensor, "batch horizon dim"]:
+        seen = x
+        if self.token_times:
+            own = t.reshape(len(t), -1).expand(x.shape[:2])
+            # with the sine two numbers tell early levels apart, too
+            seen, t = torch.cat([x, torch.stack([2.0 * own - 1.0, (torch.pi * own).sin()], -1)], -1), own.mean(1)
         c = self.condition(torch.cat([self.time(t), cond], dim=1))
         modulations = self.modulation(c).chunk(len(self.blocks), dim=1)
-        h = self.inlet(torch.cat([x.flatten(1), cond], dim=1))
+        h = self.inlet(torch.cat([seen.flatten(1), cond], dim=1))
         for block, modulation in zip(self.blocks, modulations, strict=True):
             h = block(h, modulation)
         return self.outlet(self.norm(h)).reshape(x.shape)
