@@ -340,6 +340,18 @@ def giant() -> str:
     return markdown(head, rows)
 
 
+def forcing() -> str:
+    """Plans of a prior with a noise level for every node, all nodes together and one after another."""
+    rows = []
+    for kind, words in (("", "prior x walls, best of 64 by the map"), ("-critic", "best of 64 by the critic, no map")):
+        for delay in (0, 1, 4):
+            m = load(f"planning/forcing{kind}-delay{delay}")["metrics"]
+            score = f"{m['score']['value']:.0f} ± {m['score']['stderr']:.0f}"
+            cells = [score, _rate(m["success_rate"]), _rate(m["plan_valid"]), f"{m['planning_p50']['value']:.0f}"]
+            rows.append([words, str(delay), *cells])
+    return markdown(["", "delay", "D4RL score", "success", "valid", "ms, median"], rows)
+
+
 def locomotion() -> str:
     """Returns of a half cheetah."""
     rows = [
@@ -392,6 +404,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "robots": robots,
     "planning_speed": planning_speed,
     "giant": giant,
+    "forcing": forcing,
     "locomotion": locomotion,
     "stacking": stacking,
     "stacking_constraints": stacking_constraints,

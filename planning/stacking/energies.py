@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,15 +71,22 @@ class At(Cost):
 
 
 @dataclass(frozen=True, eq=False)
-class Low(Cost):
-    """The sum of the heights of all blocks at the end, in sides, negative: towers are high."""
+class Either(Cost):
+    """``-log mean_k exp(-cost_k)``: any one of several will do."""
+
+    costs: tuple[Cost, ...]
+
+    def __post_init__(self) -> None:
+        if not self.costs:
+            raise WorkbenchError("Either: got no costs; expected at least one: say what would do.")
 
     @property
     def name(self) -> str:
-        return "height of all blocks"
+        return " or ".join(cost.name for cost in self.costs)
 
     def __call__(self, xy: Tensor) -> Float[Tensor, " batch"]:
-        return -4.0 * sum(block(xy, k)[:, -1, 2] for k in range(BLOCKS)) / SIDE  # type: ignore[return-value]
+        each = torch.stack([cost(xy) for cost in self.costs])
+        return math.log(len(self.costs)) - torch.logsumexp(-each, 0)
 
 
 @dataclass(frozen=True, eq=False)

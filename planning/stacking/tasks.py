@@ -16,7 +16,7 @@ from jaxtyping import Float
 from envs.stacking import BLOCKS, REACH, SIDE, clear, on, scattered, tower
 from planning.energies import Cost
 from planning.stacking.data import free_place
-from planning.stacking.energies import At, Low, OnTop
+from planning.stacking.energies import At, Either, OnTop
 
 Blocks = Float[np.ndarray, "4 3"]
 
@@ -77,7 +77,8 @@ class Task:
         if not loose:
             return None
         before = _height(blocks)
-        return Asked((Low(),), loose[0], blocks[highest] + [0, 0, SIDE], lambda b: _height(b) > before)
+        any_of_them = Either(tuple(OnTop(k, highest) for k in loose))
+        return Asked((any_of_them,), loose[0], blocks[highest] + [0, 0, SIDE], lambda b: _height(b) > before)
 
     def _off(self, blocks: Blocks, k: int, rng: np.random.Generator) -> Asked:
         """What stands on a block must go to the table first, the highest before the others."""

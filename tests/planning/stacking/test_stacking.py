@@ -14,7 +14,7 @@ from diffusion_core.run import Run
 from envs.stacking import BLOCKS, SIDE, STATE, on, tower
 from planning.stacking import data, evaluate, train
 from planning.stacking.config import BlocksConfig, BlocksPlannerConfig, MovesConfig
-from planning.stacking.energies import At, Avoid, Low, OnTop, block
+from planning.stacking.energies import At, Avoid, Either, OnTop, block
 from planning.stacking.planner import BlocksPlanner, faults, refined
 from planning.stacking.prior import MovePrior, assemble, sampling_table
 from planning.stacking.tasks import TASKS, Task
@@ -66,7 +66,9 @@ def test_renamed_and_mirrored_moves_are_moves(moves: data.Moves) -> None:
     torch.testing.assert_close(every.sum(1), every.sum(1)[:1].expand(24, 3))
 
 
-@pytest.mark.parametrize("cost", [OnTop(0, 2), At(1, (0.5, 0.1, 0.02)), Low(), Avoid((0.5, 0.0), 0.1)])
+@pytest.mark.parametrize(
+    "cost", [OnTop(0, 2), At(1, (0.5, 0.1, 0.02)), Either((OnTop(0, 1), OnTop(2, 1))), Avoid((0.5, 0.0), 0.1)]
+)
 def test_gradients_are_the_costs_own(cost: object) -> None:
     torch.manual_seed(1)
     x = (0.5 + 0.05 * torch.randn(2, 6, STATE, dtype=torch.float64)).requires_grad_()
@@ -80,6 +82,9 @@ def test_costs_are_least_where_they_should_be() -> None:
     assert float(OnTop(0, 1)(x)) == pytest.approx(0.0, abs=1e-9)
     assert float(At(0, (0.5, 0.1, 0.06))(x)) == pytest.approx(0.0, abs=1e-9)
     assert float(OnTop(1, 0)(x)) > 5.0
+    assert float(Either((OnTop(0, 1), OnTop(1, 0)))(x)) == pytest.approx(np.log(2.0), abs=1e-3)
+    with pytest.raises(WorkbenchError, match="say what would do"):
+        Either(())
     assert float(Avoid((1.0, 1.0), 0.5)(x)) == 0.0 < float(Avoid((0.0, 0.0), 0.1)(x))
     with pytest.raises(WorkbenchError, match="different ones of 0 to 3"):
         OnTop(1, 1)
