@@ -13,6 +13,8 @@ from diffusion_core.errors import WorkbenchError
 from envs.stacking import BLOCKS, SIDE
 from planning.energies import Cost
 
+FAR = 0.08
+"""Way of a block that surely went, m."""
 EXACT = 0.02
 """Deviation at which a cost of a place is 1/2, m."""
 
@@ -87,6 +89,25 @@ class Either(Cost):
     def __call__(self, xy: Tensor) -> Float[Tensor, " batch"]:
         each = torch.stack([cost(xy) for cost in self.costs])
         return math.log(len(self.costs)) - torch.logsumexp(-each, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Goes(Cost):
+    """``max(FAR - |a_end - a_start|, 0)^2 / (2 EXACT^2)``: a block goes somewhere, wherever that be."""
+
+    which: int
+
+    def __post_init__(self) -> None:
+        _check(self.which)
+
+    @property
+    def name(self) -> str:
+        return f"block {self.which} goes"
+
+    def __call__(self, xy: Tensor) -> Float[Tensor, " batch"]:
+        own = block(xy, self.which)
+        way = torch.linalg.vector_norm(own[:, -1] - own[:, 0] + 1e-9, dim=-1)
+        return (FAR - way).clamp(min=0.0).square() / (2.0 * EXACT**2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ What comes next is written out here: which block to put where, one move at a tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -133,8 +133,3 @@ TASKS: dict[str, Callable[[np.random.Generator], Task]] = {
     "conditional stacking": conditional,
     "rearrangement": rearrangement,
 }
-
-
-def crossed(tips: Sequence[np.ndarray], centre: tuple[float, float], radius: float) -> bool:
-    """Whether a hand was in a column."""
-    return bool(min(float(np.linalg.norm(xy[:2] - np.asarray(centre))) for xy in tips) < radius)

@@ -14,7 +14,7 @@ from diffusion_core.run import Run
 from envs.stacking import BLOCKS, SIDE, STATE, on, tower
 from planning.stacking import data, evaluate, train
 from planning.stacking.config import BlocksConfig, BlocksPlannerConfig, MovesConfig
-from planning.stacking.energies import At, Avoid, Either, OnTop, block
+from planning.stacking.energies import At, Avoid, Either, Goes, OnTop, block
 from planning.stacking.planner import BlocksPlanner, faults, refined
 from planning.stacking.prior import MovePrior, assemble, sampling_table
 from planning.stacking.tasks import TASKS, Task
@@ -67,7 +67,7 @@ def test_renamed_and_mirrored_moves_are_moves(moves: data.Moves) -> None:
 
 
 @pytest.mark.parametrize(
-    "cost", [OnTop(0, 2), At(1, (0.5, 0.1, 0.02)), Either((OnTop(0, 1), OnTop(2, 1))), Avoid((0.5, 0.0), 0.1)]
+    "cost", [OnTop(0, 2), At(1, (0.5, 0.1, 0.02)), Either((OnTop(0, 1), OnTop(2, 1))), Avoid((0.5, 0.0), 0.1), Goes(2)]
 )
 def test_gradients_are_the_costs_own(cost: object) -> None:
     torch.manual_seed(1)
@@ -80,6 +80,7 @@ def test_costs_are_least_where_they_should_be() -> None:
     x[0, -1, 4:7] = torch.tensor([0.5, 0.1, 0.06])
     x[0, -1, 7:10] = torch.tensor([0.5, 0.1, 0.02])
     assert float(OnTop(0, 1)(x)) == pytest.approx(0.0, abs=1e-9)
+    assert float(Goes(0)(x)) == 0.0 < float(Goes(3)(x)) == pytest.approx(8.0, rel=1e-3)
     assert float(At(0, (0.5, 0.1, 0.06))(x)) == pytest.approx(0.0, abs=1e-9)
     assert float(OnTop(1, 0)(x)) > 5.0
     assert float(Either((OnTop(0, 1), OnTop(1, 0)))(x)) == pytest.approx(np.log(2.0), abs=1e-3)
