@@ -39,10 +39,10 @@ def test_links_lead_somewhere(target: str) -> None:
     assert target.startswith("http") or (ROOT / target).exists()
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (\w+\.\w+)", README))))
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (\w+(?:\.\w+)+)", README))))
 def test_commands_exist(module: str) -> None:
-    package, name = module.split(".")
-    assert (ROOT / package / f"{name}.py").exists() or (ROOT / package / name / "__main__.py").exists()
+    path = ROOT / module.replace(".", "/")
+    assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
 
 
 def test_make_has_the_two_commands() -> None:
