@@ -340,6 +340,21 @@ def giant() -> str:
     return markdown(head, rows)
 
 
+def gym_pointmaze() -> str:
+    """Success in Gymnasium-Robotics' PointMaze."""
+    rows = [
+        [
+            row["row"],
+            _rate(row["success"]["rate"]),
+            ", ".join(f"{share:.2f}" for share in row["success"]["by_prior"]),
+            f"{row['steps_to_goal']['value']:.0f}",
+            _rate(row["in_goal"]),
+        ]
+        for row in load("planning/gym_pointmaze")["rows"]
+    ]
+    return markdown(["", "success", "by training seed", "steps to the goal", "share of steps in the goal"], rows)
+
+
 def forcing() -> str:
     """Plans of a prior with a noise level for every node, all nodes together and one after another."""
     rows = []
@@ -404,6 +419,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "robots": robots,
     "planning_speed": planning_speed,
     "giant": giant,
+    "gym_pointmaze": gym_pointmaze,
     "forcing": forcing,
     "locomotion": locomotion,
     "stacking": stacking,

@@ -60,7 +60,7 @@ def model() -> Any:
             "stacking: got no gymnasium_robotics; expected it for the arm's model: "
             "pip install 'diffusion-workbench[arm]'."
         )
-    # the package itself is never imported: its environments do not go with the newest MuJoCo
+    # only files are wanted: importing the package registers dozens of environments
     arm = Path(next(iter(spec.submodule_search_locations))) / "envs" / "assets" / "kitchen_franka" / "franka_assets"
     blocks = "".join(
         f'<body name="block{k}" pos="{0.4 + 0.08 * k} 0 {SIDE / 2}"><freejoint name="block{k}"/><geom type="box" '
