@@ -156,6 +156,11 @@ def place(maze: Maze, rng: np.random.Generator) -> np.ndarray | None:
     return xy if float(maze.clearance(xy)) >= maze.world.radius else None
 
 
+def bars(values: Sequence[Estimate]) -> list[list[float]]:
+    """Lengths of error bars, down and up: roundings put a bound of a rate of 0 to its other side."""
+    return [[max(v.value - v.low, 0.0) for v in values], [max(v.high - v.value, 0.0) for v in values]]
+
+
 def spread(values: Sequence[float], unit: str = "1") -> Estimate:
     """The mean of what is finite."""
     x = np.asarray(values, dtype=np.float64)

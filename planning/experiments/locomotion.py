@@ -168,9 +168,7 @@ def figure(rows: Sequence[dict[str, Any]], returns: Float[np.ndarray, " n"], pat
     for k, row in enumerate(shown):
         found = row["return"]
         colour = ACCENT if row["row"] in ROWS else MUTED
-        axis.errorbar(
-            found.value, k, xerr=[[found.value - found.low], [found.high - found.value]], fmt="o", color=colour, ms=5
-        )
+        axis.errorbar(found.value, k, xerr=lab.bars([found]), fmt="o", color=colour, ms=5)
     axis.scatter(returns, np.full(len(returns), len(shown)), s=8, color=MUTED, alpha=0.4, lw=0)
     axis.set_yticks(range(len(rows)), [row["row"] for row in rows])
     axis.invert_yaxis()

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from diffusion_core import results
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.report import ACCENT, MUTED, save_figure, subplots
+from diffusion_core.report import MUTED, save_figure, subplots
 from envs.maze2d import MAPS, Maze, Maze2d, Obstacle
 from planning.evaluate import attempt
 from planning.execute import STIFF, Peer
@@ -146,6 +146,10 @@ def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], Callable[[Path]
     return measurements, partial(figure, rows)
 
 
+COLOURS = ("#b9cfe8", "#8fb3dd", "#e0a070", "#c0591f", "#5f93cf", "#1f5fae")
+"""Of the rows of `ROWS`, in their order."""
+
+
 def figure(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Success against the number of filled corridors."""
     fig, axes = subplots(1, 1, 7.6, 4.6)
@@ -153,17 +157,18 @@ def figure(rows: dict[str, dict[str, Any]], path: Path) -> None:
     counts = [count for kind, count in SERIES if kind == "corridors"]
     for k, (name, row) in enumerate(rows.items()):
         rates = [row[f"{count} corridors"]["success"] for count in counts]
-        around = [[max(r.value - r.low, 0.0) for r in rates], [max(r.high - r.value, 0.0) for r in rates]]
+        own = name in ROWS
         bold = name == list(ROWS)[-1]
         axis.errorbar(
             counts,
             [r.value for r in rates],
-            around,
+            lab.bars(rates),
             label=name,
-            marker=".",
+            marker="os^vDPXo*"[k % 9],
+            markersize=5,
             capsize=2,
-            color=ACCENT if name in ROWS else MUTED,
-            linestyle=("-", "--", "-.", ":", (0, (5, 1)), "-")[k % 6],
+            color=COLOURS[k % len(COLOURS)] if own else MUTED,
+            linestyle="-" if own else ("--", ":", "-.")[k % 3],
             linewidth=2.4 if bold else 1.2,
         )
     axis.set(xlabel="corridors filled", ylabel="executed successfully", xticks=counts, ylim=(-0.03, 1.03))

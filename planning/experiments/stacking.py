@@ -116,25 +116,20 @@ def figure(
     for k, (row, colour) in enumerate(zip(rows, colours, strict=True)):
         values = [row[task]["score"] for task in TASKS]
         at = np.arange(len(TASKS)) + 0.16 * (k - 2)
-        spans = _spans(values)
+        spans = lab.bars(values)
         bars.bar(at, [v.value for v in values], 0.15, yerr=spans, color=colour, label=row["row"], ecolor="#555555")
     bars.set_xticks(range(len(TASKS)), list(TASKS))
     bars.set(ylabel="score", ylim=(0, 135))
     bars.legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
     for k, (name, colour) in enumerate(zip(CONSTRAINTS, (MUTED, WARM, ACCENT), strict=True)):
         found = [one[name] for one in constraints]
-        spans = _spans(found)
+        spans = lab.bars(found)
         at = np.arange(3) + 0.25 * (k - 1)
         shares.bar(at, [v.value for v in found], 0.23, yerr=spans, color=colour, label=name, ecolor="#555555")
     shares.set_xticks(range(3), [one["asked for"] for one in constraints], fontsize=8)
     shares.set(ylabel="met", ylim=(0, 1.3), xlabel="asked for")
     shares.legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
     save_figure(fig, path)
-
-
-def _spans(values: Sequence[results.Estimate]) -> list[list[float]]:
-    """Of error bars: roundings put a bound to the other side of a rate of 0."""
-    return [[max(v.value - v.low, 0.0) for v in values], [max(v.high - v.value, 0.0) for v in values]]
 
 
 if __name__ == "__main__":
