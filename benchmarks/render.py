@@ -226,7 +226,7 @@ def maze2d() -> str:
         rows.append([words, *cells, f"{min(times):.0f} to {max(times):.0f}" if times else ""])
     by_peer: dict[str, dict[Any, dict[str, Any]]] = {}
     for place in places:
-        for found_peers in (f["peers"] for kind in ("cut", "peers", "learners") for f in files(kind, *place)):
+        for found_peers in (f["peers"] for kind in ("cut", "peers", "learners", "mppi") for f in files(kind, *place)):
             for peer, found_one in found_peers.items():
                 by_peer.setdefault(peer, {}).setdefault(place, found_one)
     for peer, found_by in by_peer.items():
@@ -322,7 +322,8 @@ def planning_speed() -> str:
 
 def giant() -> str:
     """Success in OGBench's giant-stitch, beside what is published."""
-    found = load("planning/giant-tree")
+    seeds = [load(f"planning/giant-tree{seed}") for seed in ("", "-seed1")]
+    found = seeds[0]
     tasks = [f"success_rate, task {k}" for k in range(1, 6)]
 
     def row(name: str, m: dict[str, Any]) -> list[str]:
@@ -330,7 +331,8 @@ def giant() -> str:
         times = f"{m['planning_p50']['value'] / 1e3:.1f}" if m["planning_p50"]["value"] > 100 else "0.0"
         return [name, _rate(m["success_rate"]), *(f"{m[t]['value']:.2f}" for t in tasks), f"{steps:.0f}", times]
 
-    rows = [row("search over samples of the prior, no map", found["metrics"])]
+    names = [f"search over samples of the prior, no map, training seed {one['training_seed']}" for one in seeds]
+    rows = [row(name, one["metrics"]) for name, one in zip(names, seeds, strict=True)]
     rows += [row(name, m) for name, m in found["peers"].items()]
     rows += [
         [f"{name} (published)", f"{share:.2f}", *[""] * len(tasks), "", ""]
