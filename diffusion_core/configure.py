@@ -36,6 +36,7 @@ BUILDING_BLOCKS = (
     "diffusion_core.times",
     "envs",
     "images.systems",
+    "materials.networks",
 )
 """Modules whose functions and classes compute and write nothing; a configuration reaches no others."""
 

@@ -17,6 +17,7 @@ from diffusion_core.loss import Draws, Weighting, simple, uniform_times
 from diffusion_core.predict import Prediction, align, factor, mixture, to_x0
 from diffusion_core.process import Process
 from diffusion_core.process.categorical import Categorical
+from diffusion_core.process.categorical.kernel import trailing
 from diffusion_core.process.categorical.reverse import log_x0
 from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.process.joint import Joint
@@ -130,6 +131,7 @@ def joint_loss(
     times: Callable[[Draws, int], Float64[Tensor, " batch"]] = uniform_times,
     weights: Mapping[str, float] | None = None,
     masks: Mapping[str, Bool[Tensor, "batch ..."]] | None = None,
+    known: Mapping[str, Bool[Tensor, "batch ..."]] | None = None,
     together: bool = True,
 ) -> Float[Tensor, " batch"]:
     """The weighted sum of the fields' losses, each averaged over its entries that exist.
@@ -139,25 +141,31 @@ def joint_loss(
         times: how training times are drawn.
         weights: of the fields; None: 1 each.
         masks: which entries of a padded field exist; leading axes of its loss. Fields left out are whole.
+        known: which entries the network is shown clean, leading axes of the field; they do not count in the average.
+            For sampling with `Known(..., mode="clean")`.
         together: all fields of a sample have one time, as on equal grids; False: a time for each field.
 
     Raises:
-        WorkbenchError: weights or masks of unknown fields.
+        WorkbenchError: weights, masks or known entries of unknown fields.
     """
-    weights, masks, batch = weights or {}, masks or {}, len(next(iter(x0.values())))
-    unknown = (weights.keys() | masks.keys()) - denoiser.heads.keys()
+    weights, masks, known, batch = weights or {}, masks or {}, known or {}, len(next(iter(x0.values())))
+    unknown = (weights.keys() | masks.keys() | known.keys()) - denoiser.heads.keys()
     if unknown:
         raise WorkbenchError(f"joint loss: got fields {sorted(unknown)}; expected some of {sorted(denoiser.heads)}.")
     one = times(draws, batch)
     t = {name: one if together else times(draws, batch) for name in denoiser.heads}
     noise = denoiser.process.noise(x0, draws)
     x_t = denoiser.process.corrupt(x0, t, noise)
+    for name, clean in known.items():
+        x_t[name] = torch.where(trailing(clean, x0[name].ndim), x0[name], x_t[name])
     outputs = denoiser(x_t, t, cond)
     total = torch.zeros(batch, dtype=torch.float32, device=one.device)
     for name, head in denoiser.heads.items():
         entries = head.loss(outputs[name], x0[name], x_t[name], noise[name], t[name])
         mask = masks.get(name)
         exists = torch.ones_like(entries) if mask is None else align(mask, entries).expand_as(entries)
+        if name in known:
+            exists = exists * ~trailing(known[name], entries.ndim)
         mean = (entries * exists).flatten(1).sum(1) / exists.flatten(1).sum(1).clamp(min=1.0)
         total = total + weights.get(name, 1.0) * mean.to(total.device, total.dtype)
     return total

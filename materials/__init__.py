@@ -1,0 +1,1 @@
+"""Crystals: generation, structure prediction, properties, and the field's own measures of them."""

@@ -1,0 +1,1 @@
+"""Data sets of crystals: what the tasks learn from, made or found."""

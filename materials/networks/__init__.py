@@ -1,0 +1,1 @@
+"""Networks that see a noisy crystal and answer for its lattice, its coordinates and its atom types."""
