@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -89,6 +89,7 @@ class MaterialsConfig:
         unlabeled: chance with which each property is withheld in training.
         coords: solver of the coordinates, "ancestral" or "flow".
         steps: evaluations of the network in sampling.
+        power: exponent of the density that is drawn from; above 1 it prefers what is likely.
         runs: folder that holds all runs.
         resume: a run to go on with.
     """
@@ -108,6 +109,7 @@ class MaterialsConfig:
     grid: Leaf = field(default_factory=dict)
     coords: str = "ancestral"
     steps: int = 100
+    power: float = 1.0
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runs: str = "runs"
@@ -119,11 +121,104 @@ class MaterialsConfig:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise WorkbenchError(f"{name}: got {getattr(self, name)}; expected a chance in [0, 1].")
         require_at_least(0, {"weight_lattice": self.weight_lattice, "weight_types": self.weight_types})
+        if not self.power > 0.0:
+            raise WorkbenchError(f"power: got {self.power}; expected an exponent above 0.")
         if self.coords not in COORDS_SOLVERS:
             raise WorkbenchError(
                 f"coords: got {self.coords!r}; expected one of {', '.join(COORDS_SOLVERS)}: choose one."
             )
 
 
-for _name, _node in (("", MaterialsConfig),):
+@dataclass
+class Asked:
+    """What to draw with, besides the model: as trained where not given.
+
+    Args:
+        checkpoint: a run or a checkpoint folder.
+        sampler, grid, coords, steps, power: see `MaterialsConfig`.
+        out: where results go.
+    """
+
+    checkpoint: str = ""
+    sampler: Leaf | None = None
+    grid: Leaf | None = None
+    coords: str = ""
+    steps: int = 0
+    power: float = 0.0
+    out: str = ""
+
+    def of(self, config: MaterialsConfig) -> MaterialsConfig:
+        """The configuration that was trained, with what is given."""
+        return replace(
+            config,
+            sampler=self.sampler or config.sampler,
+            grid=self.grid or config.grid,
+            coords=self.coords or config.coords,
+            steps=self.steps or config.steps,
+            power=self.power or config.power,
+        )
+
+
+@dataclass
+class EvaluateConfig(Asked, EvaluationConfig):
+    """``python -m materials.evaluate``."""
+
+    def __post_init__(self) -> None:
+        EvaluationConfig.__post_init__(self)
+        require_at_least(0, {"steps": self.steps})
+
+
+@dataclass
+class SampleConfig(Asked):
+    """``python -m materials.sample``.
+
+    Args:
+        n: crystals.
+        formula: of the cell, such as Sr4Ti4O12, or a reduced one; empty: whatever the model likes.
+        z: formula units in a cell: one number, or the smallest and the largest; they are shared out evenly.
+        chemical_system: elements that may occur, such as Li-Fe-O; nothing else ever does.
+        atoms: in a cell; 0: as often as the data has them.
+        wanted: property and value, such as {density: 5.0}, that the model was trained to be told.
+        guidance: how strongly; 1 is the conditional model.
+        like: a file of one crystal whose structure is perturbed and drawn again (SDEdit).
+        strength: how much of it is noised, from 0 (nothing) to 1 (all).
+        keep: elements of ``like`` whose sites and types stay, with its cell.
+        relax: "" or "chgnet".
+        format: of the files: cif, poscar, extxyz, json, asedb, parquet.
+        seed: of the first crystal.
+        picture: how many crystals are drawn.
+    """
+
+    n: int = 16
+    formula: str = ""
+    z: list[int] = field(default_factory=lambda: [1])
+    chemical_system: str = ""
+    atoms: int = 0
+    wanted: dict[str, float] = field(default_factory=dict)
+    guidance: float = 2.0
+    like: str = ""
+    strength: float = 0.5
+    keep: list[str] = field(default_factory=list)
+    relax: str = ""
+    format: list[str] = field(default_factory=lambda: ["cif", "extxyz"])
+    seed: int = 0
+    picture: int = 12
+
+    def __post_init__(self) -> None:
+        require_at_least(1, {"n": self.n})
+        require_at_least(0, {"seed": self.seed, "atoms": self.atoms, "picture": self.picture, "steps": self.steps})
+        if not (1 <= len(self.z) <= 2 and 1 <= self.z[0] <= self.z[-1]):
+            raise WorkbenchError(f"z: got {self.z}; expected one number, or the smallest and the largest: z=[1,4].")
+        if self.relax not in ("", "chgnet"):
+            raise WorkbenchError(f"relax: got {self.relax!r}; expected chgnet, or nothing.")
+        if not 0.0 < self.strength <= 1.0:
+            raise WorkbenchError(f"strength: got {self.strength}; expected a number above 0 and at most 1.")
+        if sum(map(bool, (self.formula, self.chemical_system, self.like))) > 1:
+            raise WorkbenchError(
+                f"sample: got formula={self.formula!r}, chemical_system={self.chemical_system!r}, like={self.like!r}; "
+                "expected at most one of them: leave the others out."
+            )
+
+
+for _name, _node in (("", MaterialsConfig), ("evaluate_", EvaluateConfig), ("sample_", SampleConfig)):
     ConfigStore.instance().store(name=f"materials_{_name}schema", node=_node)

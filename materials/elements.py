@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from math import gcd
 
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
+from jaxtyping import Int64
 
 from diffusion_core.errors import WorkbenchError
 
@@ -35,9 +36,9 @@ def number(symbol: str) -> int:
     return int(found)
 
 
-def counts(atom_types: Iterable[int]) -> dict[int, int]:
+def counts(atom_types: Int64[np.ndarray, " sites"]) -> dict[int, int]:
     """How many there are of each atomic number, in rising order."""
-    numbers, times = np.unique(np.asarray(list(atom_types), dtype=np.int64), return_counts=True)
+    numbers, times = np.unique(atom_types, return_counts=True)
     return dict(zip(numbers.tolist(), times.tolist(), strict=True))
 
 

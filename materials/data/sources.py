@@ -87,7 +87,7 @@ def _of_parts(name: str, split: Split) -> Crystals:
                 found = _held_out(found, split)
             return _said(found, " + ".join(names))
     raise WorkbenchError(
-        f"{name}: its {split} crystals are not at hand; expected data.folder=<folder with train.csv, val.csv, test.csv> "
+        f"{name}: its {split} crystals are not at hand; expected data.folder=<folder of train.csv, val.csv, test.csv> "
         f"from {HOME}, or WORKBENCH_DATA to name a folder that has materials/."
     )
 

@@ -107,8 +107,8 @@ def read_csv(path: Path) -> Crystals:
     rows = list(csv.DictReader(io.StringIO(text)))
     if not rows or "cif" not in rows[0]:
         raise WorkbenchError(
-            f"{path}: got the columns {list(rows[0]) if rows else []}; expected cif and properties, as in the tables of "
-            "CDVAE and DiffCSP."
+            f"{path}: got the columns {list(rows[0]) if rows else []}; expected cif and properties, as in CDVAE's "
+            "and DiffCSP's tables."
         )
     short = [i for i, row in enumerate(rows) if any(value is None for value in row.values())]
     if short or text.count('"') % 2:

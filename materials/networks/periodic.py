@@ -95,6 +95,9 @@ class PeriodicTransformer(nn.Module):
             )
         self.scale = LatticeScale()
         self.labels = labels
+        self.waves: Tensor
+        self.centres: Tensor
+        self.images: Tensor
         self.register_buffer("waves", 2.0 * math.pi * torch.arange(1.0, frequencies + 1.0), persistent=False)
         self.register_buffer("centres", torch.linspace(0.0, cutoff, radial), persistent=False)
         self.sharpness = radial / cutoff
