@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from math import gcd
@@ -98,5 +99,8 @@ def electronegativity(z: int) -> float:
     """Pauling's; infinite where there is none, so that it sorts last."""
     from pymatgen.core import Element
 
-    value = Element.from_Z(z).X
+    with warnings.catch_warnings():
+        # it warns of every noble gas
+        warnings.simplefilter("ignore")
+        value = Element.from_Z(z).X
     return float(value) if value == value else float("inf")

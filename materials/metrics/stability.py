@@ -6,9 +6,11 @@ one; it is called partial wherever it stands.
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,7 +56,8 @@ def _model() -> Any:
             "stability: CHGNet is not installed; expected its weights, which come in its package: pip install "
             "'diffusion-workbench[crystals]', or leave relax and stability out."
         ) from None
-    return CHGNet.load(model_name="0.3.0", use_device="cpu", verbose=False)
+    with redirect_stdout(io.StringIO()):
+        return CHGNet.load(model_name="0.3.0", use_device="cpu", verbose=False)
 
 
 def require() -> None:
@@ -97,9 +100,10 @@ def relax(crystal: Crystal, steps: int = 200, fmax: float = 0.1) -> dict[str, An
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found: Any = StructOptimizer(model=_model(), use_device="cpu").relax(
-                to_pymatgen(crystal), fmax=fmax, steps=steps, verbose=False
-            )
+            # it says on what device it runs, once for each crystal
+            with redirect_stdout(io.StringIO()):
+                optimizer = StructOptimizer(model=_model(), use_device="cpu")
+            found: Any = optimizer.relax(to_pymatgen(crystal), fmax=fmax, steps=steps, verbose=False)
         except (ValueError, IndexError, RuntimeError, ArithmeticError, np.linalg.LinAlgError):
             return None
     end, trajectory = found["final_structure"], found["trajectory"]
