@@ -85,6 +85,7 @@ class MaterialsConfig:
         network, schedule, sampler, grid: constructors; the schedule is the lattice's.
         sigma_min, sigma_max: noise of fractional coordinates at t = 0 and t = 1.
         weight_lattice, weight_types: of the losses; that of the coordinates is 1.
+        pieces: that a training batch is worked on in, by the size of the crystals; 1 on a GPU, or for one size.
         types_clean: chance with which a crystal's atom types are shown clean in training.
         unlabeled: chance with which each property is withheld in training.
         coords: solver of the coordinates, "ancestral" or "flow".
@@ -103,6 +104,7 @@ class MaterialsConfig:
     sigma_max: float = 0.5
     weight_lattice: float = 1.0
     weight_types: float = 0.3
+    pieces: int = 4
     types_clean: float = 0.5
     unlabeled: float = 0.2
     sampler: Leaf = field(default_factory=dict)
@@ -116,7 +118,7 @@ class MaterialsConfig:
     resume: str = ""
 
     def __post_init__(self) -> None:
-        require_at_least(1, {"steps": self.steps})
+        require_at_least(1, {"steps": self.steps, "pieces": self.pieces})
         for name in ("types_clean", "unlabeled"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise WorkbenchError(f"{name}: got {getattr(self, name)}; expected a chance in [0, 1].")
