@@ -19,12 +19,12 @@ Source: Du et al. 2023, "Reduce, Reuse, Recycle" (arXiv 2302.11552); Roberts & T
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from diffusion_core.denoise import Denoiser
@@ -32,7 +32,12 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import Product, Union
 from diffusion_core.experts.factors import has_log_density, log_density
 from diffusion_core.noise import Noise
+from diffusion_core.process.categorical import Absorbing
+from diffusion_core.process.categorical.kernel import inverse_cdf
 from diffusion_core.process.gaussian import Gaussian
+from diffusion_core.process.joint import Joint
+from diffusion_core.process.torus import Torus
+from diffusion_core.process.wrapped_normal import wrap
 from diffusion_core.sample import Correct, Corrector
 from diffusion_core.solvers.table import Learned
 
@@ -61,7 +66,7 @@ class Ula:
     def __post_init__(self) -> None:
         _check_numbers(self, n=self.n, step=self.step)
 
-    def bind(self, denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any = None) -> Correct:
+    def bind(self, denoiser: Denoiser, times: Any, cond: Any = None) -> Correct:
         pull, sigmas = bind_pull(denoiser, times, cond)
         n, step = self.n, self.step
 
@@ -114,7 +119,7 @@ class Hmc:
         if not 0.0 <= self.persistence < 1.0:
             raise WorkbenchError(f"Hmc: got persistence={self.persistence}; expected a number in [0, 1).")
 
-    def bind(self, denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any = None) -> Correct:
+    def bind(self, denoiser: Denoiser, times: Any, cond: Any = None) -> Correct:
         pull, sigmas = bind_pull(denoiser, times, cond)
         _check_conservative(denoiser)
         of_x = None if self.quadrature is not None else log_density(denoiser, times, cond)
@@ -182,23 +187,113 @@ class Mala:
     def __post_init__(self) -> None:
         Hmc(self.n, self.step, 1, self.quadrature)
 
-    def bind(self, denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any = None) -> Correct:
+    def bind(self, denoiser: Denoiser, times: Any, cond: Any = None) -> Correct:
         return Hmc(self.n, self.step, 1, self.quadrature).bind(denoiser, times, cond)
 
 
-def bind_pull(
-    denoiser: Denoiser, times: Float64[Tensor, " n"], cond: Any
-) -> tuple[Callable[[Tensor, int], Tensor], list[float]]:
+@dataclass(frozen=True)
+class Sweep:
+    """For states of several fields, ``n`` times: a Langevin step of the continuous, a Gibbs step of the masked ones.
+
+    A Gaussian field moves as in `Ula`; one on a torus by ``x' = x + h s(x) + sqrt(2 h) z``, ``h = step min(sigma^2,
+    period^2 / 12)``, the variance of what is spread over the whole circle. Of an absorbing field one entry that is not
+    MASK is picked for each sample, hidden, and drawn from what the denoiser makes of it. That is its conditional given
+    all else in the density at that time, in a product, too: a product of conditionals, normalised. But for the error of
+    Langevin steps the density at that time is stationary. It costs n evaluations, and n more for each absorbing field.
+
+    Args:
+        n: sweeps.
+        step: as in `Ula`.
+
+    Source: Langevin: Song et al. 2021, algorithm 4 (arXiv 2011.13456); Gibbs sampling: Geman & Geman 1984 (doi
+    10.1109/TPAMI.1984.4767596). That hiding one entry gives its conditional holds for absorbing states alone.
+    """
+
+    n: int
+    step: float
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, n=self.n, step=self.step)
+
+    def bind(self, denoiser: Denoiser, times: Any, cond: Any = None) -> Correct:
+        process = denoiser.process
+        if not isinstance(process, Joint) or not isinstance(times, Mapping):
+            raise WorkbenchError(f"Sweep: got the process {process}; expected a Joint one: use Ula for one field.")
+        check_shares(denoiser)
+        evaluate = denoiser.bind(times, cond)
+        langevin = {
+            name: _move(f, times[name]) for name, f in process.fields.items() if isinstance(f, Gaussian | Torus)
+        }
+        masks = {name: f.mask for name, f in process.fields.items() if isinstance(f, Absorbing)}
+        if rest := process.fields.keys() - langevin.keys() - masks.keys():
+            raise WorkbenchError(
+                f"Sweep: got the fields {sorted(rest)}; expected Gaussian ones, on a torus, or absorbing classes."
+            )
+        n, step = self.n, self.step
+
+        def correct(x: dict[str, Tensor], i: int, noise: Noise) -> tuple[dict[str, Tensor], Tensor]:
+            for _ in range(n):
+                estimate = evaluate(x, i)
+                x = {f: langevin[f](v, estimate[f], i, step, noise) if f in langevin else v for f, v in x.items()}
+                for name, mask in masks.items():
+                    hidden = _one_of(x[name] != mask, noise)
+                    logits = evaluate({**x, name: x[name].masked_fill(hidden, mask)}, i)[name]
+                    u = noise.uniform(x[name].shape, torch.float64, x[name].device)
+                    drawn = inverse_cdf(logits.double().softmax(-1), u)
+                    x = {**x, name: torch.where(hidden, drawn, x[name])}
+            first = next(iter(x.values()))
+            return x, torch.ones(len(first), device=first.device)
+
+        return correct
+
+
+Move = Callable[[Tensor, Tensor, int, float, Noise], Tensor]
+"""``move(x, estimate, i, step, noise) -> x``."""
+
+
+def _move(process: Gaussian | Torus, times: Float64[Tensor, " n"]) -> Move:
+    """A Langevin step of one field."""
+    sigmas = process.schedule.sigma(times)
+    if isinstance(process, Gaussian):
+        alphas, widths = process.schedule.alpha(times).tolist(), sigmas.tolist()
+
+        def move(x: Tensor, x0_hat: Tensor, i: int, step: float, noise: Noise) -> Tensor:
+            x0_hat = x0_hat.x0_hat if isinstance(x0_hat, Learned) else x0_hat
+            z = noise.normal(x.shape, x.dtype, x.device)
+            pull = (x0_hat * alphas[i]).sub_(x)
+            return x.add(pull, alpha=step).add_(z, alpha=math.sqrt(2.0 * step) * widths[i])
+
+        return move
+    variances = (sigmas**2).clamp(max=process.period**2 / 12.0).tolist()
+
+    def turn(x: Tensor, score: Tensor, i: int, step: float, noise: Noise) -> Tensor:
+        h = step * variances[i]
+        z = noise.normal(x.shape, x.dtype, x.device)
+        return wrap(x.add(score.to(x.dtype), alpha=h).add_(z, alpha=math.sqrt(2.0 * h)), process.period)
+
+    return turn
+
+
+def _one_of(candidates: Bool[Tensor, "batch ..."], noise: Noise) -> Bool[Tensor, "batch ..."]:
+    """One True of each sample's candidates, all alike; none where there are none."""
+    u = noise.uniform(candidates.shape, torch.float64, candidates.device)
+    picked = torch.where(candidates, u, -1.0).flatten(1).argmax(1)
+    one = torch.zeros_like(candidates).flatten(1).scatter_(1, picked[:, None], True)
+    return one.reshape(candidates.shape) & candidates
+
+
+def bind_pull(denoiser: Denoiser, times: Any, cond: Any) -> tuple[Callable[[Tensor, int], Tensor], list[float]]:
     """``pull(x, i) = sigma^2 grad log pi(x) = alpha x0_hat - x``, and sigma, at each of ``times``.
 
     Raises:
         WorkbenchError: there is no such thing for this denoiser at these times.
     """
     process = denoiser.process
-    if not isinstance(process, Gaussian) or times.ndim != 1:
+    many = isinstance(times, Tensor) and times.ndim > 1
+    if not isinstance(process, Gaussian) or many:
         raise WorkbenchError(
-            f"corrector: got the process {process} and {'one time' if times.ndim == 1 else 'a time for each sample'}; "
-            "expected a Gaussian field with one time for all samples."
+            f"corrector: got the process {process} and {'a time for each sample' if many else 'one time'}; "
+            "expected a Gaussian field with one time for all samples, or Sweep for a state of several fields."
         )
     if bool((times <= 0.0).any()):
         raise WorkbenchError("corrector: got a time t=0, where there is no noise to mix by; expected times > 0.")

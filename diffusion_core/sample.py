@@ -36,8 +36,8 @@ Correct = Callable[[Any, int, Noise], tuple[Any, Tensor]]
 class Corrector(Protocol):
     """Moves a sample at constant time towards the density there: see ``diffusion_core.correct``."""
 
-    def bind(self, denoiser: Denoiser, times: Tensor, cond: Any = None) -> Correct:
-        """Prepare corrections at ``times`` (n,), all > 0."""
+    def bind(self, denoiser: Denoiser, times: Any, cond: Any = None) -> Correct:
+        """Prepare corrections at ``times`` (n,), all > 0; for a state of several fields a dict of them."""
         ...
 
 
@@ -103,16 +103,23 @@ def _steps(
         raise WorkbenchError(
             "sampling: this solver or corrector adds noise and got noise=None; expected a diffusion_core.noise source."
         )
-    correct = None
-    if corrector is not None:
-        if isinstance(plan.reached, dict) or plan.reached.ndim > 1:
-            raise WorkbenchError(
-                "sampling: got a corrector and several times at once; expected one time for the batch."
-            )
-        ends = plan.reached[plan.ends_step]
-        correct = corrector.bind(denoiser, ends[ends > 0.0], cond)
+    correct = None if corrector is None else corrector.bind(denoiser, _inside(plan), cond)
     evaluate, plan = bound(denoiser, plan, cond) if lean else (denoiser.bind(plan.bound, cond), plan)
     return loop(script(plan), evaluate, plan, x, noise, correct)
+
+
+def _inside(plan: Plan) -> Any:
+    """The times at which steps end, short of t = 0, where there is no noise to move in: what correctors are bound to.
+
+    Raises:
+        WorkbenchError: samples have times of their own.
+    """
+    reached = plan.reached if isinstance(plan.reached, dict) else {"": plan.reached}
+    if any(times.ndim > 1 for times in reached.values()):
+        raise WorkbenchError("sampling: got a corrector and several times at once; expected one time for the batch.")
+    rows = plan.ends_step & torch.stack([times > 0.0 for times in reached.values()]).all(0)
+    ends = {name: times[rows] for name, times in reached.items()}
+    return ends if isinstance(plan.reached, dict) else ends[""]
 
 
 def bound(denoiser: Denoiser, plan: Plan, cond: Any) -> tuple[Evaluate, Plan]:
@@ -153,8 +160,7 @@ def loop(
         if ends_step:
             if correct is not None and noise is not None:
                 accepted = None
-                # at t = 0 there is no noise left to move in
-                if reached > 0.0:
+                if all(t > 0.0 for t in (reached.values() if isinstance(reached, dict) else (reached,))):
                     x, accepted = correct(x, step, noise)
                     step += 1
             yield State(reached, x, newest, accepted)

@@ -21,13 +21,15 @@ class TaskConfig:
     Args:
         name: of the task, kept in checkpoints: prototypes, perov_5, carbon_24, mp_20, mpts_52 or folder.
         max_atoms: in a cell.
+        layers: the most atoms of one element in a cell, for UniMat's tables.
     """
 
     name: str = MISSING
     max_atoms: int = 20
+    layers: int = 20
 
     def __post_init__(self) -> None:
-        require_at_least(1, {"task.max_atoms": self.max_atoms})
+        require_at_least(1, {"task.max_atoms": self.max_atoms, "task.layers": self.layers})
 
 
 @dataclass
@@ -60,6 +62,7 @@ class EvaluationConfig:
         k: predictions for each of them.
         seed: of the first sample.
         coverage: crystals whose fingerprints are compared (about 0.3 s each on one core); 0: none.
+        stability: crystals that are relaxed with CHGNet and placed against the partial hull (seconds each); 0: none.
         workers: processes of the evaluators.
     """
 
@@ -68,10 +71,11 @@ class EvaluationConfig:
     k: int = 1
     seed: int = 100_000
     coverage: int = 0
+    stability: int = 0
     workers: int = 2
 
     def __post_init__(self) -> None:
-        names = ("n", "csp", "seed", "coverage")
+        names = ("n", "csp", "seed", "coverage", "stability")
         require_at_least(0, {f"evaluation.{name}": getattr(self, name) for name in names})
         require_at_least(1, {"evaluation.k": self.k, "evaluation.workers": self.workers})
 

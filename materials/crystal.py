@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from diffusion_core.errors import WorkbenchError
 from materials import elements
@@ -199,14 +199,25 @@ class Crystals(Sequence[Crystal]):
             properties={name: values[rows] for name, values in self.properties.items()},
         )
 
-    def joined(self, other: Crystals) -> Crystals:
-        """These and then the others, with the properties that both have."""
-        shared = [name for name in self.properties if name in other.properties]
+    @property
+    def sound(self) -> Bool[np.ndarray, " n"]:
+        """Which of them are crystals at all: numbers that are finite, a cell with a volume."""
+        finite = np.isfinite(self.lattices).all((1, 2))
+        volumes = np.abs(np.linalg.det(np.where(finite[:, None, None], self.lattices, 0.0)))
+        bad = ~np.isfinite(self.frac_coords).all(1)
+        owners = np.repeat(np.arange(len(self)), self.counts)
+        lost = np.bincount(owners, weights=bad, minlength=len(self)) > 0
+        return finite & (volumes >= SMALLEST_VOLUME) & ~lost & (self.counts > 0)
+
+    def joined(self, *others: Crystals) -> Crystals:
+        """These and then the others, with the properties that all have."""
+        parts = [self, *others]
+        shared = [name for name in self.properties if all(name in part.properties for part in others)]
         return Crystals(
-            np.concatenate([self.atom_types, other.atom_types]),
-            np.concatenate([self.frac_coords, other.frac_coords]),
-            np.concatenate([self.lattices, other.lattices]),
-            np.concatenate([self.counts, other.counts]),
-            {name: np.concatenate([self.properties[name], other.properties[name]]) for name in shared},
-            f"{self.provenance} + {other.provenance}",
+            np.concatenate([part.atom_types for part in parts]),
+            np.concatenate([part.frac_coords for part in parts]),
+            np.concatenate([part.lattices for part in parts]),
+            np.concatenate([part.counts for part in parts]),
+            {name: np.concatenate([part.properties[name] for part in parts]) for name in shared},
+            " + ".join(dict.fromkeys(part.provenance for part in parts if part.provenance)),
         )

@@ -30,11 +30,11 @@ from materials import generate, report
 from materials.config import EvaluateConfig, EvaluationConfig, MaterialsConfig
 from materials.crystal import Crystal, Crystals
 from materials.data import sources, tables
-from materials.metrics import coverage, distributions, matching, novelty
+from materials.metrics import coverage, distributions, matching, novelty, stability
 from materials.metrics.describe import describe
 from materials.metrics.each import each, key
 from materials.metrics.validity import compositional, structural
-from materials.model import CrystalModel, restore
+from materials.models import CrystalModel, restore
 
 logger = logging.getLogger("workbench.materials")
 
@@ -45,7 +45,12 @@ def described(crystals: Sequence[Crystal], workers: int) -> list[dict[str, Any]]
 
 
 def measures(
-    crystals: Crystals, rows: Sequence[Mapping[str, Any]], reference: Crystals, evaluation: EvaluationConfig, task: str
+    crystals: Crystals,
+    rows: Sequence[Mapping[str, Any]],
+    reference: Crystals,
+    evaluation: EvaluationConfig,
+    task: str,
+    lost: int = 0,
 ) -> dict[str, Estimate]:
     """What the papers report of crystals generated from nothing.
 
@@ -53,8 +58,9 @@ def measures(
         crystals: all that were generated.
         rows: of each, by `described`.
         reference: the test set.
+        lost: how many more were generated that are no crystals: see `Crystals.sound`.
     """
-    n = len(crystals)
+    n = len(crystals) + lost
     structure = np.array([row["structure_valid"] for row in rows])
     composition = np.array([row["composition_valid"] for row in rows])
     both = structure & composition
@@ -67,13 +73,14 @@ def measures(
     }
     sound = crystals.take(np.flatnonzero(both))
     found |= distributions.compare(sound, reference)
+    found["tv_crystal_systems"] = distributions.crystal_systems(sound, reference, evaluation.workers)
     if evaluation.coverage and task in coverage.CUTOFFS:
         of = np.random.default_rng(0)
         ours = sound.take(np.sort(of.permutation(len(sound))[: evaluation.coverage]))
         theirs = reference.take(np.sort(of.permutation(len(reference))[: evaluation.coverage]))
         generated, real = (coverage.fingerprints(list(c), evaluation.workers) for c in (ours, theirs))
         # COV-P counts what is not valid as not covered
-        denominator = round(len(ours) / max(float(both.mean()), 1e-9))
+        denominator = round(len(ours) * n / max(int(both.sum()), 1))
         found |= coverage.coverage(generated, real, coverage.CUTOFFS[task], denominator)
     return found
 
@@ -89,21 +96,62 @@ def de_novo(
     counts = generate.sizes(model, evaluation.n, evaluation.seed)
     seeds = list(range(evaluation.seed, evaluation.seed + evaluation.n))
     began = time.perf_counter()
-    made = generate.draw(model, generate.plan(config, model), counts, seeds, power=config.power)
+    drawn = generate.draw(model, model.plan(config), counts, seeds, power=config.power)
     seconds = time.perf_counter() - began
+    made = drawn.take(np.flatnonzero(drawn.sound))
+    n, lost = len(drawn), len(drawn) - len(made)
+    if lost:
+        logger.warning("%d of %d have no volume or are not finite: they count as not valid", lost, n)
     crystals = list(made)
     rows = described(crystals, evaluation.workers)
-    found = measures(made, rows, test, evaluation, config.task.name)
+    found = measures(made, rows, test, evaluation, config.task.name, lost)
     first = novelty.unique(crystals, evaluation.workers)
     known = novelty.nearest_known(crystals, list(train), evaluation.workers)
     for row, is_first, old in zip(rows, first, known, strict=True):
         row |= {"unique": is_first, "nearest_known": old or ""}
-    found["unique"] = results.rate(sum(first), len(first))
-    found["novel"] = results.rate(sum(old is None for old in known), len(known))
+    found["unique"] = results.rate(sum(first), n)
+    found["novel"] = results.rate(sum(old is None for old in known), n)
     good = [r["structure_valid"] and r["composition_valid"] and r["unique"] and not r["nearest_known"] for r in rows]
-    found["valid_unique_novel"] = results.rate(sum(good), len(good))
-    found["seconds_per_1000"] = Estimate(1e3 * seconds / len(made), 0.0, float("nan"), float("nan"), 1, "s")
-    return {"n": len(made), "metrics": found}, made, rows
+    found["valid_unique_novel"] = results.rate(sum(good), n)
+    found["seconds_per_1000"] = Estimate(1e3 * seconds / n, 0.0, float("nan"), float("nan"), 1, "s")
+    if evaluation.stability:
+        found |= stability_of(made, rows, train, evaluation)
+    return {"n": n, "metrics": found}, made, rows
+
+
+def stability_of(
+    made: Crystals, rows: list[dict[str, Any]], train: Crystals, evaluation: EvaluationConfig
+) -> dict[str, Estimate]:
+    """Relax the first of ``made`` and place them against the partial hull of ``train``; fills their rows.
+
+    Novelty and uniqueness are those of the crystals as they were generated.
+    """
+    if "formation_energy_per_atom" not in train.properties:
+        raise WorkbenchError(
+            f"evaluation.stability: got {train.provenance}, which has no formation energies to make a hull of; "
+            "expected mp_20 or mpts_52: set evaluation.stability=0."
+        )
+    hull = stability.PartialHull.of(train)
+    logger.info("partial hull: %s", hull.provenance)
+    n = min(evaluation.stability, len(made))
+    for row in rows:
+        row |= dict.fromkeys(("relaxed", "energy_per_atom", "formation_energy_per_atom", "above_partial_hull"), "")
+    heights = np.full(n, np.inf)
+    judged = stability.judged(list(made[:n]), hull, evaluation.workers)
+    for i, (_, verdict) in enumerate(judged):
+        rows[i] |= verdict
+        if verdict["above_partial_hull"] != "":
+            heights[i] = verdict["above_partial_hull"]
+    fresh = np.array([row["unique"] and not row["nearest_known"] for row in rows[:n]])
+    finite = heights[np.isfinite(heights)]
+    return {
+        "relaxed": results.rate(sum(bool(verdict["relaxed"]) for _, verdict in judged), n),
+        "stable": results.rate(int((heights <= 0.0).sum()), n),
+        "metastable": results.rate(int((heights <= stability.METASTABLE).sum()), n),
+        "sun": results.rate(int((fresh & (heights <= 0.0)).sum()), n),
+        "msun": results.rate(int((fresh & (heights <= stability.METASTABLE)).sum()), n),
+        "above_partial_hull": results.mean(finite.tolist(), "eV/atom"),
+    }
 
 
 def prediction(
@@ -116,20 +164,16 @@ def prediction(
     types = [reference.atom_types.tolist() for reference in references for _ in range(k)]
     seeds = list(range(evaluation.seed, evaluation.seed + len(types)))
     began = time.perf_counter()
-    made = list(
-        generate.draw(
-            model,
-            generate.plan(config, model),
-            np.array([len(t) for t in types]),
-            seeds,
-            types=types,
-            power=config.power,
-        )
-    )
+    counts = np.array([len(t) for t in types])
+    drawn = generate.draw(model, model.plan(config), counts, seeds, types=types, power=config.power)
     seconds = time.perf_counter() - began
+    # what is no crystal at all is a guess that matches nothing
+    made = [drawn[i] if ok else None for i, ok in enumerate(drawn.sound)]
     guesses = [made[i : i + k] for i in range(0, len(made), k)]
     sound = [structural(r) and compositional(r.composition) for r in references]
-    valid = [[ok and structural(g) for g in of_one] for ok, of_one in zip(sound, guesses, strict=True)]
+    valid = [
+        [ok and g is not None and structural(g) for g in of_one] for ok, of_one in zip(sound, guesses, strict=True)
+    ]
     found = matching.matches(guesses, references, valid, evaluation.workers)
     best, best_valid = found.best(), found.best(valid_only=True)
     n = len(references)
@@ -141,7 +185,7 @@ def prediction(
         "crmse": results.mean(np.where(np.isnan(best), matching.STOL, best).tolist()),
         "seconds_per_1000": Estimate(1e3 * seconds / len(made), 0.0, float("nan"), float("nan"), 1, "s"),
     }
-    everyone = matching.everyone(made, references, evaluation.workers)
+    everyone = matching.everyone([g for g in made if g is not None], references, evaluation.workers)
     metrics["metre"] = results.rate(round(everyone["metre"] * n), n)
     rows = [
         {
@@ -239,7 +283,10 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
     saved = opened(request.checkpoint)
     own = typed(MaterialsConfig, saved.config)
     config = request.of(own)
-    others = {name: (getattr(request, name), getattr(own.evaluation, name)) for name in ("n", "csp", "k", "coverage")}
+    others = {
+        name: (getattr(request, name), getattr(own.evaluation, name))
+        for name in ("n", "csp", "k", "coverage", "stability")
+    }
     others |= {name: (getattr(config, name), getattr(own, name)) for name in ("coords", "power")}
     out = Path(request.out) if request.out else checkpoint.evaluation_folder(saved, request, others)
     words = command("materials.evaluate")

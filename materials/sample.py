@@ -21,7 +21,6 @@ from torch import Tensor
 
 from diffusion_core.configure import build, typed
 from diffusion_core.denoise import Denoiser
-from diffusion_core.denoise.restricted import Restricted
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.run import launch, make_folder, one_line_errors
 from materials import elements, files, generate, report
@@ -31,7 +30,7 @@ from materials.data import sources
 from materials.evaluate import opened
 from materials.metrics import novelty, stability
 from materials.metrics.describe import describe
-from materials.model import CrystalModel, restore
+from materials.models import CrystalModel, restore
 
 logger = logging.getLogger("workbench.materials")
 
@@ -51,9 +50,17 @@ def run(request: SampleConfig) -> tuple[Path, list[Crystal]]:
     if torch.cuda.is_available():
         model = model.cuda()
     drawn = _drawn(request, config, model)
-    crystals = [c.named(id=f"{c.formula}-{request.seed + i}") for i, c in enumerate(drawn)]
+    whole = np.flatnonzero(drawn.sound)
+    if len(whole) < len(drawn):
+        logger.warning("%d of %d have no volume or are not finite: left out", len(drawn) - len(whole), len(drawn))
+    if not len(whole):
+        raise WorkbenchError(
+            f"sample: got no crystal at all among {len(drawn)}; expected some: train the model longer."
+        )
+    seeds = [request.seed + int(i) for i in whole]
+    crystals = [c.named(id=f"{c.formula}-{seed}") for c, seed in zip(drawn.take(whole), seeds, strict=True)]
     out = make_folder(Path(request.out or f"runs/crystals-{config.task.name}"))
-    rows = [{"file": i, "seed": request.seed + i, **describe(c)} for i, c in enumerate(crystals)]
+    rows = [{"file": i, "seed": seed, **describe(c)} for i, (c, seed) in enumerate(zip(crystals, seeds, strict=True))]
     crystals = _judged(crystals, rows, request, config)
     files.write(crystals, out, request.format)
     with (out / "manifest.csv").open("w", newline="") as file:
@@ -69,18 +76,18 @@ def run(request: SampleConfig) -> tuple[Path, list[Crystal]]:
 
 def _drawn(request: SampleConfig, config: MaterialsConfig, model: CrystalModel) -> Crystals:
     seeds = list(range(request.seed, request.seed + request.n))
-    expert = _expert(request, model)
+    types = _cells(request) if request.formula else None
+    expert = _expert(request, model, types)
     if request.like:
         found = files.read(Path(request.like))
         if len(found) != 1:
             raise WorkbenchError(f"like: got {len(found)} crystals in {request.like}; expected one.")
         kept = [elements.number(symbol) for symbol in request.keep]
         grid = build(config.grid, **{"n": config.steps, "start": request.strength})
-        plan = generate.plan(config, model, grid)
+        plan = model.plan(config, grid)
         return generate.redraw(model, plan, found[0], seeds, kept, expert)
-    plan = generate.plan(config, model)
-    if request.formula:
-        types = _cells(request)
+    plan = model.plan(config)
+    if types is not None:
         counts = np.array([len(t) for t in types])
         return generate.draw(model, plan, counts, seeds, expert, types, config.power)
     counts = generate.sizes(model, request.n, request.seed)
@@ -96,7 +103,9 @@ def _cells(request: SampleConfig) -> list[list[int]]:
     return [elements.atoms({e: n * units[i % len(units)] for e, n in whole.items()}) for i in range(request.n)]
 
 
-def _expert(request: SampleConfig, model: CrystalModel) -> generate.Factor | None:
+def _expert(
+    request: SampleConfig, model: CrystalModel, types: Sequence[Sequence[int]] | None
+) -> generate.Factor | None:
     """Guidance and the chemical system; None: the model alone."""
     system = [elements.number(symbol) for symbol in request.chemical_system.split("-") if symbol]
     if not system and not request.wanted:
@@ -105,10 +114,11 @@ def _expert(request: SampleConfig, model: CrystalModel) -> generate.Factor | Non
     allowed[[z - 1 for z in system if z <= elements.CLASSES]] = True
 
     def expert(rows: Int64[np.ndarray, " rows"], counts: Int64[Tensor, " rows"]) -> Denoiser:
-        denoiser: Denoiser = model.at(counts)
+        own = None if types is None else [types[i] for i in rows]
+        denoiser: Denoiser = model.at(counts, types=own)
         if request.wanted:
-            denoiser = denoiser * (model.at(counts, request.wanted) / denoiser) ** request.guidance
-        return Restricted(denoiser, {"atom_types": allowed}) if system else denoiser
+            denoiser = denoiser * (model.at(counts, request.wanted, own) / denoiser) ** request.guidance
+        return model.within(denoiser, allowed) if system else denoiser
 
     return expert
 
@@ -133,21 +143,10 @@ def _judged(
     if train is not None and "formation_energy_per_atom" in train.properties:
         hull = stability.PartialHull.of(train)
         logger.info("partial hull: %s", hull.provenance)
-    relaxed = []
-    for crystal, row, found in zip(crystals, rows, stability.relaxations(crystals), strict=True):
-        row |= {"relaxed": False, "energy_per_atom": "", "formation_energy_per_atom": "", "above_partial_hull": ""}
-        if found is None:
-            relaxed.append(crystal)
-            continue
-        end, energy, converged = found
-        row |= {"relaxed": converged, "energy_per_atom": round(energy, 5)}
-        formation = stability.formation_energy(energy, crystal.composition)
-        if formation is not None:
-            row["formation_energy_per_atom"] = round(formation, 5)
-            if hull is not None and set(crystal.composition) <= hull.elements:
-                row["above_partial_hull"] = round(hull.above(crystal.composition, formation), 5)
-        relaxed.append(end)
-    return relaxed
+    judged = stability.judged(crystals, hull)
+    for row, (_, verdict) in zip(rows, judged, strict=True):
+        row |= verdict
+    return [end for end, _ in judged]
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="sample")

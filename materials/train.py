@@ -22,8 +22,7 @@ from materials import evaluate
 from materials.config import MaterialsConfig
 from materials.data import sources
 from materials.data.batches import Batches
-from materials.generate import plan
-from materials.model import CrystalModel, assemble
+from materials.models import CrystalModel, assemble
 
 logger = logging.getLogger("workbench.materials")
 
@@ -41,7 +40,7 @@ def train(config: MaterialsConfig, here: Run) -> CrystalModel:
     model = assemble(config).to(device)
     model.fit_scales(batches.tensors, batches.label_scale)
     # a solver that does not fit is refused now, not after training
-    plan(config, model)
+    model.plan(config)
     trained = sum(p.numel() for p in model.parameters())
     logger.info("data: %s", crystals.provenance)
     logger.info("run: %s; %d parameters", here.path, trained)

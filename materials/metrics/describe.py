@@ -27,6 +27,11 @@ def space_group(crystal: Crystal, symprec: float = SYMPREC) -> tuple[int, str]:
     return (0, "") if found is None else (int(found.number), str(found.international))
 
 
+def space_group_number(crystal: Crystal) -> int:
+    """Of `space_group`."""
+    return space_group(crystal)[0]
+
+
 def describe(crystal: Crystal) -> dict[str, Any]:
     """Formula (of the cell, reduced), atoms, elements, space group, density in g/cm³, volume in Å³ per atom, the
     smallest distance in Å, and validity."""

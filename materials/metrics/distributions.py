@@ -7,6 +7,8 @@ from jaxtyping import Float64
 
 from diffusion_core.results import Estimate
 from materials.crystal import Crystals
+from materials.metrics.describe import space_group_number
+from materials.metrics.each import each, key
 from materials.properties import density, n_elements
 
 DRAWN = 1_000
@@ -46,8 +48,18 @@ def compare(generated: Crystals, reference: Crystals, drawn: int = DRAWN, seed: 
     }
 
 
-def space_group_distance(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " m"]) -> float:
-    """Total variation between the shares of crystal systems: triclinic, monoclinic, ... cubic."""
-    edges = np.array([0.5, 2.5, 15.5, 74.5, 142.5, 167.5, 194.5, 230.5])
-    shares = [np.histogram(x, edges)[0] / max(len(x), 1) for x in (a, b)]
-    return float(0.5 * np.abs(shares[0] - shares[1]).sum())
+def crystal_systems(generated: Crystals, reference: Crystals, workers: int = 1, drawn: int = DRAWN) -> Estimate:
+    """Total variation between the shares of crystal systems, triclinic to cubic, of at most ``drawn`` of each."""
+    edges = np.array([-0.5, 2.5, 15.5, 74.5, 142.5, 167.5, 194.5, 230.5])
+    shares, n = [], 0
+    for crystals in (generated, reference):
+        rows = np.sort(np.random.default_rng(0).permutation(len(crystals))[:drawn])
+        taken = list(crystals.take(rows))
+        numbers = each(space_group_number, taken, "space-group-1", workers, [key(c) for c in taken])
+        shares.append(np.histogram(numbers, edges)[0] / max(len(numbers), 1))
+        n = n or len(numbers)
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), float("nan"), 0)
+    value = float(0.5 * np.abs(shares[0] - shares[1]).sum())
+    error = float(0.5 * np.sqrt((shares[0] * (1.0 - shares[0]) / n).sum()))
+    return Estimate(value, error, max(value - 1.96 * error, 0.0), value + 1.96 * error, n)

@@ -75,7 +75,7 @@ class Matches:
 
 
 def matches(
-    predictions: Sequence[Sequence[Crystal]],
+    predictions: Sequence[Sequence[Crystal | None]],
     references: Sequence[Crystal],
     valid: Sequence[Sequence[bool]],
     workers: int = 1,
@@ -84,7 +84,7 @@ def matches(
     """Compare k predictions with each reference.
 
     Args:
-        predictions: of each reference; as many of each.
+        predictions: of each reference; as many of each; None is one that fits nothing.
         references: what should have been predicted.
         valid: whether a prediction and its reference are valid crystals.
 
@@ -97,11 +97,17 @@ def matches(
             f"matching: got predictions for {len(predictions)} of {len(references)} references, {sorted(k)} of each; "
             "expected the same number for every one."
         )
-    pairs = [(p, r) for of_one, r in zip(predictions, references, strict=True) for p in of_one]
-    names = [f"{key(p)}{key(r)}" for p, r in pairs]
-    found = each(rms, pairs, "match-1", workers, names, progress=progress)
     shape = (len(references), k.pop())
-    distances = np.array([math.nan if d is None else d for d in found]).reshape(shape)
+    places, pairs = [], []
+    for i, (of_one, reference) in enumerate(zip(predictions, references, strict=True)):
+        for j, prediction in enumerate(of_one):
+            if prediction is not None:
+                places.append((i, j))
+                pairs.append((prediction, reference))
+    names = [f"{key(p)}{key(r)}" for p, r in pairs]
+    distances = np.full(shape, math.nan)
+    for place, d in zip(places, each(rms, pairs, "match-1", workers, names, progress=progress), strict=True):
+        distances[place] = math.nan if d is None else d
     return Matches(distances, np.array(valid, dtype=bool).reshape(shape))
 
 

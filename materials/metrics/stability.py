@@ -198,6 +198,30 @@ class PartialHull:
         return self.__dict__.setdefault("_made", {})
 
 
+def judged(
+    crystals: Sequence[Crystal], hull: PartialHull | None, workers: int = 1
+) -> list[tuple[Crystal, dict[str, Any]]]:
+    """Each crystal relaxed, or as it was where that fails, and what is known of it; "" is what is not.
+
+    The keys are ``relaxed`` (whether it converged), ``energy_per_atom``, ``formation_energy_per_atom`` and
+    ``above_partial_hull``, in eV/atom.
+    """
+    out = []
+    for crystal, found in zip(crystals, relaxations(crystals, workers), strict=True):
+        row = {"relaxed": False, "energy_per_atom": "", "formation_energy_per_atom": "", "above_partial_hull": ""}
+        end = crystal
+        if found is not None:
+            end, per_atom, converged = found
+            row |= {"relaxed": converged, "energy_per_atom": round(per_atom, 5)}
+            formation = formation_energy(per_atom, crystal.composition)
+            if formation is not None:
+                row["formation_energy_per_atom"] = round(formation, 5)
+                if hull is not None and set(crystal.composition) <= hull.elements:
+                    row["above_partial_hull"] = round(hull.above(crystal.composition, formation), 5)
+        out.append((end, row))
+    return out
+
+
 def _composition(counts: dict[int, int]) -> Any:
     from pymatgen.core import Composition
 

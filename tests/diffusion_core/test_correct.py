@@ -13,15 +13,20 @@ from torch import Tensor
 from diffusion_core import correct as module
 from diffusion_core import experts
 from diffusion_core import grid as grids
-from diffusion_core.correct import Hmc, Mala, Ula
-from diffusion_core.denoise import NetworkDenoiser
+from diffusion_core.correct import Hmc, Mala, Sweep, Ula
+from diffusion_core.denoise import Denoiser, NetworkDenoiser
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.experts import Energy, Known
 from diffusion_core.noise import PerSample, Shared
 from diffusion_core.oracles import GaussianData, GaussianMixture
+from diffusion_core.plan import Together
+from diffusion_core.process.categorical import Absorbing
+from diffusion_core.process.gaussian import Gaussian
+from diffusion_core.process.joint import Joint
+from diffusion_core.process.torus import Torus
 from diffusion_core.sample import Corrector, sample, trajectory
-from diffusion_core.schedule import Linear, RectifiedFlow, VarianceExploding
-from diffusion_core.solvers import ddim, ddpm, heun
+from diffusion_core.schedule import GeometricVarianceExploding, Linear, RectifiedFlow, VarianceExploding
+from diffusion_core.solvers import categorical, ddim, ddpm, heun, torus
 from tests.diffusion_core.test_sample import Operations
 from tests.diffusion_core.worlds import gaussian, plane_mixture, vector
 
@@ -410,3 +415,119 @@ def test_single_precision_stays_single(chain):
     (single, accepted), (double, _) = (run(start, 0, PerSample.from_seeds(range(5))) for start in (x, x.double()))
     assert single.dtype == accepted.dtype == torch.float32
     torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Letters(Denoiser):
+    """A number, an angle and a letter: letter k has the share p_k, a Gaussian number at m_k, the angle a_k; exact."""
+
+    shares: tuple[float, ...]
+    means: tuple[float, ...] = (-0.7, 0.9)
+    angles: tuple[float, ...] = (0.2, 0.27)
+    width: float = 0.6
+    spread: float = 0.03
+
+    @property
+    def process(self) -> Joint:
+        torus = Torus(GeometricVarianceExploding(0.01, 0.5))
+        return Joint({"x": Gaussian(Linear()), "f": torus, "c": Absorbing(RectifiedFlow(), len(self.shares))})
+
+    def bind(self, times, cond=None):
+        fields = self.process.fields
+        alpha, sigma = fields["x"].schedule.alpha(times["x"]), fields["x"].schedule.sigma(times["x"])
+        noise = fields["f"].schedule.sigma(times["f"])
+        means, angles, shares = vector(*self.means), vector(*self.angles), vector(*self.shares)
+
+        def evaluate(state, i):
+            x, f, c = state["x"], state["f"], state["c"]
+            variance = alpha[i] ** 2 * self.width**2 + sigma[i] ** 2
+            turn = torch.sqrt(noise[i] ** 2 + self.spread**2)
+            images = torch.arange(-4.0, 5.0, dtype=torch.float64)
+            away = f[:, :, None, None] - angles[:, None] - images
+            kernels = torch.exp(-0.5 * (away / turn) ** 2)
+            of_angle = kernels.sum(-1)
+            log_p = shares.log() - 0.5 * (x - alpha[i] * means) ** 2 / variance + of_angle[:, 0].log()
+            logits = log_p[:, None].clone()
+            fixed = c < len(self.shares)
+            letters = torch.where(fixed, c, 0)
+            seen = torch.nn.functional.one_hot(letters[:, 0], len(self.shares)).bool()
+            post = torch.where(fixed & ~seen, -torch.inf, log_p).softmax(-1)
+            score = (post * (alpha[i] * means - x)).sum(1, keepdim=True) / variance
+            slopes = (-away * kernels).sum(-1) / turn**2 / of_angle
+            return {
+                "x": (x + sigma[i] ** 2 * score) / alpha[i],
+                "f": (post[:, None] * slopes).sum(-1),
+                "c": logits,
+            }
+
+        return evaluate
+
+
+def letters_at(first: Letters, second: Letters, t: float) -> tuple[Tensor, Tensor]:
+    """Share of each letter, and the mean number of each, in the product of the two densities at t; on a grid."""
+    x = torch.linspace(-5.0, 5.0, 2001, dtype=torch.float64)
+    schedule = Linear()
+    alpha, sigma = float(schedule.alpha(at(t))), float(schedule.sigma(at(t)))
+    torus = GeometricVarianceExploding(0.01, 0.5)
+    f = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64)[:-1]
+    shares, means = [], []
+    for k in range(2):
+        log_x, log_f = torch.zeros_like(x), torch.zeros_like(f)
+        for one in (first, second):
+            variance = (alpha * one.width) ** 2 + sigma**2
+            log_x = log_x + math.log(one.shares[k]) - 0.5 * (x - alpha * one.means[k]) ** 2 / variance
+            turn = math.hypot(float(torus.sigma(at(t))), one.spread)
+            images = torch.arange(-4.0, 5.0, dtype=torch.float64)
+            log_f = log_f + torch.exp(-0.5 * ((f[:, None] - one.angles[k] - images) / turn) ** 2).sum(-1).log()
+        shares.append(log_x.exp().sum() * log_f.exp().sum())
+        means.append((log_x.exp() * x).sum() / log_x.exp().sum())
+    total = torch.stack(shares)
+    return total / total.sum(), torch.stack(means)
+
+
+def test_sweeps_end_at_the_product_of_the_densities_of_several_fields():
+    first, second = Letters((0.3, 0.7)), Letters((0.6, 0.4), means=(-0.2, 0.4), angles=(0.22, 0.26))
+    t, n = 0.35, 4000
+    times = {name: at(t) for name in ("x", "f", "c")}
+    x = {
+        "x": normal(n, 1),
+        "f": torch.rand(n, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+        "c": torch.zeros(n, 1, dtype=torch.int64),
+    }
+    end, _ = Sweep(60, 0.1).bind(first * second, times)(x, 0, shared())
+    shares, means = letters_at(first, second, t)
+    share = float((end["c"] == 1).double().mean())
+    assert abs(share - float(shares[1])) < 4.0 * math.sqrt(float(shares[1]) / n) + 0.01
+    for k in range(2):
+        of_letter = end["x"][end["c"] == k]
+        assert abs(float(of_letter.mean() - means[k])) < 0.06
+    # a Gibbs step of the letters alone would leave them where the first numbers had them
+    assert abs(float(shares[1]) - 0.5) > 0.1
+
+
+def test_sweeps_leave_masked_entries_and_refuse_other_processes():
+    model = Letters((0.3, 0.7))
+    times = {name: at(0.5) for name in ("x", "f", "c")}
+    x = {"x": normal(5, 1), "f": torch.rand(5, 1, dtype=torch.float64), "c": torch.full((5, 1), 2)}
+    end, _ = Sweep(3, 0.1).bind(model, times)(x, 0, shared())
+    assert (end["c"] == 2).all() and (end["x"] != x["x"]).all() and ((end["f"] >= 0) & (end["f"] < 1)).all()
+    with pytest.raises(WorkbenchError, match="use Ula"):
+        Sweep(1, 0.1).bind(gaussian(Linear()), at(0.5))
+    with pytest.raises(WorkbenchError, match="or Sweep"):
+        Ula(1, 0.1).bind(model, times)
+
+
+def test_sweeps_follow_a_sampler_of_several_fields():
+    model = Letters((0.3, 0.7))
+    grid, process = grids.uniform(6, 0.95), model.process
+    plan = Together(
+        {
+            "x": ddpm(process.fields["x"].schedule, grid),
+            "f": torus.ancestral(process.fields["f"], grid),
+            "c": categorical.ancestral(process.fields["c"], torch.where(grid == grid[0], 1.0, grid)),
+        }
+    )
+    n = 3000
+    x = {"x": normal(n, 1), "f": torch.rand(n, 1, dtype=torch.float64), "c": torch.full((n, 1), 2)}
+    end = sample(model, plan, x, noise=shared(), corrector=Sweep(2, 0.1))
+    assert abs(float((end["c"] == 1).double().mean()) - 0.7) < 0.05

@@ -12,7 +12,7 @@ from diffusion_core.loss import Draws
 from materials import generate
 from materials.config import MaterialsConfig, TaskConfig
 from materials.data.batches import Batches
-from materials.model import assemble
+from materials.models import assemble
 
 
 def config(**changes):
@@ -104,7 +104,7 @@ def test_training_lowers_the_loss(decorated):
 
 
 def test_a_crystal_depends_on_its_seed_and_not_on_its_batch(model):
-    plan = generate.plan(config(), model)
+    plan = model.plan(config())
     many = generate.draw(model, plan, np.array([4, 6, 5]), [1, 2, 3])
     alone = generate.draw(model, plan, np.array([6]), [2])
     assert (many[1].atom_types == alone[0].atom_types).all()
@@ -112,7 +112,7 @@ def test_a_crystal_depends_on_its_seed_and_not_on_its_batch(model):
 
 
 def test_structure_prediction_keeps_the_formula(model):
-    plan = generate.plan(config(), model)
+    plan = model.plan(config())
     types = [[22, 38, 8, 8, 8], [11, 17]]
     made = generate.draw(model, plan, np.array([5, 2]), [0, 1], types=types, power=2.0)
     assert [c.formula for c in made] == ["SrTiO3", "NaCl"]
@@ -121,7 +121,7 @@ def test_structure_prediction_keeps_the_formula(model):
 def test_a_chemical_system_is_never_violated(model):
     allowed = torch.zeros(100, dtype=torch.bool)
     allowed[[2, 25, 7]] = True
-    plan = generate.plan(config(), model)
+    plan = model.plan(config())
     made = generate.draw(
         model,
         plan,
@@ -135,7 +135,7 @@ def test_a_chemical_system_is_never_violated(model):
 def test_kept_sites_stay_and_others_move(model, salt):
     from dataclasses import replace
 
-    plan = generate.plan(config(), model, torch.linspace(0.9, 0.0, 7, dtype=torch.float64))
+    plan = model.plan(config(), torch.linspace(0.9, 0.0, 7, dtype=torch.float64))
     made = generate.redraw(model, plan, salt, [0, 1, 2], keep=[17])
     for crystal in made:
         assert np.abs(crystal.cart_coords[4:] - salt.cart_coords[4:]).max() < 1e-6
