@@ -185,7 +185,12 @@ class SampleConfig(Asked):
         chemical_system: elements that may occur, such as Li-Fe-O; nothing else ever does.
         atoms: in a cell; 0: as often as the data has them.
         wanted: property and value, such as {density: 5.0}, that the model was trained to be told.
-        guidance: how strongly; 1 is the conditional model.
+        between: property and the smallest and largest value it may have, such as {density: [4.0, 5.0]}; what the
+            models were not trained to be told, density and volume_per_atom, is steered by an energy.
+        experts: runs or checkpoints of more models, trained apart on other properties; they are multiplied.
+        guidance: how strongly the properties count; 1 is the conditional model.
+        sweeps: corrector sweeps after each step, for products; 0: none.
+        sweep_step: of their Langevin part.
         like: a file of one crystal whose structure is perturbed and drawn again (SDEdit).
         strength: how much of it is noised, from 0 (nothing) to 1 (all).
         keep: elements of ``like`` whose sites and types stay, with its cell.
@@ -201,7 +206,11 @@ class SampleConfig(Asked):
     chemical_system: str = ""
     atoms: int = 0
     wanted: dict[str, float] = field(default_factory=dict)
-    guidance: float = 2.0
+    between: dict[str, list[float]] = field(default_factory=dict)
+    experts: list[str] = field(default_factory=list)
+    guidance: float = 1.0
+    sweeps: int = 0
+    sweep_step: float = 0.05
     like: str = ""
     strength: float = 0.5
     keep: list[str] = field(default_factory=list)
@@ -213,6 +222,12 @@ class SampleConfig(Asked):
     def __post_init__(self) -> None:
         require_at_least(1, {"n": self.n})
         require_at_least(0, {"seed": self.seed, "atoms": self.atoms, "picture": self.picture, "steps": self.steps})
+        require_at_least(0, {"sweeps": self.sweeps})
+        for name, limits in self.between.items():
+            if len(limits) != 2 or not limits[0] < limits[1]:
+                raise WorkbenchError(f"between.{name}: got {limits}; expected two numbers, the smaller first.")
+        if both := self.wanted.keys() & self.between.keys():
+            raise WorkbenchError(f"wanted, between: got {', '.join(sorted(both))} in both; expected it in one of them.")
         if not (1 <= len(self.z) <= 2 and 1 <= self.z[0] <= self.z[-1]):
             raise WorkbenchError(f"z: got {self.z}; expected one number, or the smallest and the largest: z=[1,4].")
         if self.relax not in ("", "chgnet"):

@@ -30,6 +30,15 @@ class Prediction:
     source: str
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for 1,000 structures of MP-20's sizes, on a GPU."""
+
+    method: str
+    seconds: float
+    source: str
+
+
 _CRYS = "as collected in CrysLLMGen, table 2"
 _UNIMAT = "Yang et al. 2023, table 1 (arXiv 2311.09235)"
 _DIFFCSP = "Jiao et al. 2023, table 1 (arXiv 2309.04475)"
@@ -69,3 +78,10 @@ PREDICTION: dict[str, tuple[Prediction, ...]] = {
         Prediction("DiffCSP", 20, 77.93, 0.0492, _DIFFCSP),
     ),
 }
+_LATER = "as collected by later papers, on a GPU that is not named with them"
+SPEED: tuple[Speed, ...] = (
+    Speed("CDVAE", 25_764.0, _LATER),
+    Speed("DiffCSP", 381.0, _LATER),
+    Speed("FlowMM", 547.0, _LATER),
+    Speed("CrystalFlow", 43.0, _LATER),
+)

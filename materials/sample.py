@@ -15,12 +15,10 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
-from jaxtyping import Int64
 from omegaconf import DictConfig
-from torch import Tensor
 
 from diffusion_core.configure import build, typed
-from diffusion_core.denoise import Denoiser
+from diffusion_core.correct import Sweep
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.run import launch, make_folder, one_line_errors
 from materials import elements, files, generate, report
@@ -28,6 +26,7 @@ from materials.config import MaterialsConfig, SampleConfig
 from materials.crystal import Crystal, Crystals
 from materials.data import sources
 from materials.evaluate import opened
+from materials.experts import product
 from materials.metrics import novelty, stability
 from materials.metrics.describe import describe
 from materials.models import CrystalModel, restore
@@ -46,10 +45,10 @@ def run(request: SampleConfig) -> tuple[Path, list[Crystal]]:
         stability.require()
     files.require_formats(request.format)
     config = request.of(typed(MaterialsConfig, saved.config))
-    model, _ = restore(saved)
+    models = [restore(one)[0] for one in (saved, *map(opened, request.experts))]
     if torch.cuda.is_available():
-        model = model.cuda()
-    drawn = _drawn(request, config, model)
+        models = [model.cuda() for model in models]
+    drawn = _drawn(request, config, models)
     whole = np.flatnonzero(drawn.sound)
     if len(whole) < len(drawn):
         logger.warning("%d of %d have no volume or are not finite: left out", len(drawn) - len(whole), len(drawn))
@@ -74,10 +73,12 @@ def run(request: SampleConfig) -> tuple[Path, list[Crystal]]:
     return out, crystals
 
 
-def _drawn(request: SampleConfig, config: MaterialsConfig, model: CrystalModel) -> Crystals:
+def _drawn(request: SampleConfig, config: MaterialsConfig, models: Sequence[CrystalModel]) -> Crystals:
+    model = models[0]
     seeds = list(range(request.seed, request.seed + request.n))
     types = _cells(request) if request.formula else None
-    expert = _expert(request, model, types)
+    expert = _expert(request, models, types)
+    corrector = Sweep(request.sweeps, request.sweep_step) if request.sweeps else None
     if request.like:
         found = files.read(Path(request.like))
         if len(found) != 1:
@@ -89,11 +90,11 @@ def _drawn(request: SampleConfig, config: MaterialsConfig, model: CrystalModel) 
     plan = model.plan(config)
     if types is not None:
         counts = np.array([len(t) for t in types])
-        return generate.draw(model, plan, counts, seeds, expert, types, config.power)
+        return generate.draw(model, plan, counts, seeds, expert, types, config.power, corrector=corrector)
     counts = generate.sizes(model, request.n, request.seed)
     if request.atoms:
         counts = np.full(request.n, request.atoms)
-    return generate.draw(model, plan, counts, seeds, expert, power=config.power)
+    return generate.draw(model, plan, counts, seeds, expert, power=config.power, corrector=corrector)
 
 
 def _cells(request: SampleConfig) -> list[list[int]]:
@@ -104,23 +105,24 @@ def _cells(request: SampleConfig) -> list[list[int]]:
 
 
 def _expert(
-    request: SampleConfig, model: CrystalModel, types: Sequence[Sequence[int]] | None
+    request: SampleConfig, models: Sequence[CrystalModel], types: Sequence[Sequence[int]] | None
 ) -> generate.Factor | None:
-    """Guidance and the chemical system; None: the model alone."""
-    system = [elements.number(symbol) for symbol in request.chemical_system.split("-") if symbol]
-    if not system and not request.wanted:
+    """Properties, ranges and the chemical system; None: the model alone."""
+    allowed = None
+    if request.chemical_system:
+        system = [elements.number(symbol) for symbol in request.chemical_system.split("-") if symbol]
+        allowed = torch.zeros(elements.CLASSES, dtype=torch.bool)
+        allowed[[z - 1 for z in system if z <= elements.CLASSES]] = True
+    known = {label for model in models for label in model.labels}
+    rng = np.random.default_rng([request.seed, 11])
+    targets = {name: np.full(request.n, value) for name, value in request.wanted.items()}
+    # what a model can be told, it is told a value of the range; for the rest there are energies
+    between = {name: (limits[0], limits[-1]) for name, limits in request.between.items()}
+    targets |= {name: rng.uniform(*limits, request.n) for name, limits in between.items() if name in known}
+    energies = {name: limits for name, limits in between.items() if name not in known}
+    if not targets and not energies and allowed is None:
         return None
-    allowed = torch.zeros(elements.CLASSES, dtype=torch.bool)
-    allowed[[z - 1 for z in system if z <= elements.CLASSES]] = True
-
-    def expert(rows: Int64[np.ndarray, " rows"], counts: Int64[Tensor, " rows"]) -> Denoiser:
-        own = None if types is None else [types[i] for i in rows]
-        denoiser: Denoiser = model.at(counts, types=own)
-        if request.wanted:
-            denoiser = denoiser * (model.at(counts, request.wanted, own) / denoiser) ** request.guidance
-        return model.within(denoiser, allowed) if system else denoiser
-
-    return expert
+    return product(models, targets, request.guidance, energies, allowed=allowed, types=types)
 
 
 def _judged(

@@ -50,7 +50,9 @@ def fingerprints(crystals: Sequence[Crystal], workers: int = 1, progress: bool =
         WorkbenchError: matminer is not installed.
     """
     _require()
-    made = each(_structure, crystals, "crystalnn-ops-1", workers, [key(c) for c in crystals], progress=progress)
+    made = each(
+        structure_fingerprint, crystals, "crystalnn-ops-1", workers, [key(c) for c in crystals], progress=progress
+    )
     formulas = [elements.formula(c.composition, reduced=True) for c in crystals]
     whole = list(dict.fromkeys(formulas))
     magpie = dict(zip(whole, each(_composition, whole, "magpie-1", workers, whole, progress=progress), strict=True))
@@ -79,7 +81,8 @@ def _featurizers() -> tuple[Any, Any]:
     return CrystalNNFingerprint.from_preset("ops"), ElementProperty.from_preset("magpie")
 
 
-def _structure(crystal: Crystal) -> list[float] | None:
+def structure_fingerprint(crystal: Crystal) -> list[float] | None:
+    """The mean of its sites' CrystalNN fingerprints; None where there is none."""
     import warnings
 
     featurizer, structure = _featurizers()[0], to_pymatgen(crystal)
