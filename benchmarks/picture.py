@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.render import ROOT
+from benchmarks.tables import ROOT
 from diffusion_core import checkpoint
 from diffusion_core.report import ACCENT, save_figure, subplots
 from policy import evaluate, report

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, replace
 
-from benchmarks.render import RESULTS
+from benchmarks.tables import RESULTS
 from diffusion_core import checkpoint, results
 from diffusion_core.run import Run
 from policy import evaluate

@@ -58,6 +58,7 @@ class EvaluationConfig:
 
     Args:
         n: crystals generated de novo; 0: none.
+        compositions: "train": those of training crystals, drawn alike, are given to the model; "": it invents them.
         csp: compositions of the test set whose structure is predicted; 0: none.
         k: predictions for each of them.
         seed: of the first sample.
@@ -67,6 +68,7 @@ class EvaluationConfig:
     """
 
     n: int = 1_000
+    compositions: str = ""
     csp: int = 500
     k: int = 1
     seed: int = 100_000
@@ -78,6 +80,8 @@ class EvaluationConfig:
         names = ("n", "csp", "seed", "coverage", "stability")
         require_at_least(0, {f"evaluation.{name}": getattr(self, name) for name in names})
         require_at_least(1, {"evaluation.k": self.k, "evaluation.workers": self.workers})
+        if self.compositions not in ("", "train"):
+            raise WorkbenchError(f"evaluation.compositions: got {self.compositions!r}; expected train, or nothing.")
 
 
 @dataclass

@@ -93,10 +93,14 @@ def de_novo(
     test: Crystals,
 ) -> tuple[dict[str, Any], Crystals, list[dict[str, Any]]]:
     """Generate from nothing: results, crystals, and a row of each."""
-    counts = generate.sizes(model, evaluation.n, evaluation.seed)
+    counts, types = generate.sizes(model, evaluation.n, evaluation.seed), None
+    if evaluation.compositions:
+        rows_of = np.random.default_rng([evaluation.seed, 13]).integers(len(train), size=evaluation.n)
+        types = [crystal.atom_types.tolist() for crystal in train.take(rows_of)]
+        counts = np.array([len(t) for t in types])
     seeds = list(range(evaluation.seed, evaluation.seed + evaluation.n))
     began = time.perf_counter()
-    drawn = generate.draw(model, model.plan(config), counts, seeds, power=config.power)
+    drawn = generate.draw(model, model.plan(config), counts, seeds, types=types, power=config.power)
     seconds = time.perf_counter() - began
     made = drawn.take(np.flatnonzero(drawn.sound))
     n, lost = len(drawn), len(drawn) - len(made)
@@ -285,7 +289,7 @@ def run(request: EvaluateConfig) -> dict[str, Any]:
     config = request.of(own)
     others = {
         name: (getattr(request, name), getattr(own.evaluation, name))
-        for name in ("n", "csp", "k", "coverage", "stability")
+        for name in ("n", "compositions", "csp", "k", "coverage", "stability")
     }
     others |= {name: (getattr(config, name), getattr(own, name)) for name in ("coords", "power")}
     out = Path(request.out) if request.out else checkpoint.evaluation_folder(saved, request, others)
