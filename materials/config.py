@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -171,11 +173,34 @@ class Asked:
 
 @dataclass
 class EvaluateConfig(Asked, EvaluationConfig):
-    """``python -m materials.evaluate``."""
+    """``python -m materials.evaluate``: of a checkpoint, or of crystals in files.
+
+    Args:
+        structures: a file or a folder of crystals that are judged instead of a model.
+        reference: the task whose data they are compared with.
+        folder: of that data, as `DataConfig` has it.
+    """
+
+    structures: str = ""
+    reference: str = "mp_20"
+    folder: str = ""
 
     def __post_init__(self) -> None:
         EvaluationConfig.__post_init__(self)
+        if self.structures and self.checkpoint:
+            raise WorkbenchError("evaluate: got a checkpoint and structures; expected one of them: leave one out.")
         require_at_least(0, {"steps": self.steps})
+
+
+def _named(key: str, got: Any, n: int, example: str) -> dict[str, Any]:
+    """A property's name -> a number, or ``n`` of them."""
+    found: dict[str, Any] = dict(got) if isinstance(got, Mapping) else {}
+    numbers = [list(v) if isinstance(v, list | tuple) else [v] for v in found.values()]
+    if (got is not None and not isinstance(got, Mapping)) or any(
+        len(of) != n or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in of) for of in numbers
+    ):
+        raise WorkbenchError(f"{key}: got {got}; expected properties and {n} number(s) for each, such as {example}.")
+    return {name: [float(x) for x in of] if n > 1 else float(of[0]) for name, of in zip(found, numbers, strict=True)}
 
 
 @dataclass
@@ -209,8 +234,9 @@ class SampleConfig(Asked):
     z: list[int] = field(default_factory=lambda: [1])
     chemical_system: str = ""
     atoms: int = 0
-    wanted: dict[str, float] = field(default_factory=dict)
-    between: dict[str, list[float]] = field(default_factory=dict)
+    # dictionaries; Hydra takes keys that it does not know only where there was nothing
+    wanted: Any = None
+    between: Any = None
     experts: list[str] = field(default_factory=list)
     guidance: float = 1.0
     sweeps: int = 0
@@ -227,8 +253,10 @@ class SampleConfig(Asked):
         require_at_least(1, {"n": self.n})
         require_at_least(0, {"seed": self.seed, "atoms": self.atoms, "picture": self.picture, "steps": self.steps})
         require_at_least(0, {"sweeps": self.sweeps})
+        self.wanted = _named("wanted", self.wanted, 1, "{density: 5.0}")
+        self.between = _named("between", self.between, 2, "{density: [4.0, 5.0]}")
         for name, limits in self.between.items():
-            if len(limits) != 2 or not limits[0] < limits[1]:
+            if not limits[0] < limits[1]:
                 raise WorkbenchError(f"between.{name}: got {limits}; expected two numbers, the smaller first.")
         if both := self.wanted.keys() & self.between.keys():
             raise WorkbenchError(f"wanted, between: got {', '.join(sorted(both))} in both; expected it in one of them.")

@@ -26,8 +26,8 @@ from diffusion_core.configure import plain, typed
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.results import Estimate
 from diffusion_core.run import Run, command, launch, make_folder, one_line_errors
-from materials import generate, report
-from materials.config import EvaluateConfig, EvaluationConfig, MaterialsConfig
+from materials import files, generate, report
+from materials.config import DataConfig, EvaluateConfig, EvaluationConfig, MaterialsConfig, TaskConfig
 from materials.crystal import Crystal, Crystals
 from materials.data import sources, tables
 from materials.metrics import coverage, distributions, matching, novelty, stability
@@ -37,6 +37,9 @@ from materials.metrics.validity import compositional, structural
 from materials.models import CrystalModel, restore
 
 logger = logging.getLogger("workbench.materials")
+
+ANY_SIZE = 10_000
+"""Atoms; nothing is left out for its size where only files are judged."""
 
 
 def described(crystals: Sequence[Crystal], workers: int) -> list[dict[str, Any]]:
@@ -102,13 +105,22 @@ def de_novo(
     began = time.perf_counter()
     drawn = generate.draw(model, model.plan(config), counts, seeds, types=types, power=config.power)
     seconds = time.perf_counter() - began
+    found, made, rows = judged(drawn, evaluation, config.task.name, train, test)
+    found["seconds_per_1000"] = Estimate(1e3 * seconds / len(drawn), 0.0, float("nan"), float("nan"), 1, "s")
+    return {"n": len(drawn), "metrics": found}, made, rows
+
+
+def judged(
+    drawn: Crystals, evaluation: EvaluationConfig, task: str, train: Crystals, test: Crystals
+) -> tuple[dict[str, Estimate], Crystals, list[dict[str, Any]]]:
+    """Crystals from anywhere: results, those that are crystals at all, and a row of each of these."""
     made = drawn.take(np.flatnonzero(drawn.sound))
     n, lost = len(drawn), len(drawn) - len(made)
     if lost:
         logger.warning("%d of %d have no volume or are not finite: they count as not valid", lost, n)
     crystals = list(made)
     rows = described(crystals, evaluation.workers)
-    found = measures(made, rows, test, evaluation, config.task.name, lost)
+    found = measures(made, rows, test, evaluation, task, lost)
     first = novelty.unique(crystals, evaluation.workers)
     known = novelty.nearest_known(crystals, list(train), evaluation.workers)
     for row, is_first, old in zip(rows, first, known, strict=True):
@@ -117,10 +129,9 @@ def de_novo(
     found["novel"] = results.rate(sum(old is None for old in known), n)
     good = [r["structure_valid"] and r["composition_valid"] and r["unique"] and not r["nearest_known"] for r in rows]
     found["valid_unique_novel"] = results.rate(sum(good), n)
-    found["seconds_per_1000"] = Estimate(1e3 * seconds / n, 0.0, float("nan"), float("nan"), 1, "s")
     if evaluation.stability:
         found |= stability_of(made, rows, train, evaluation)
-    return {"n": n, "metrics": found}, made, rows
+    return found, made, rows
 
 
 def stability_of(
@@ -231,16 +242,11 @@ def evaluate_and_report(
         "training_seed": config.train.seed,
         "seed": evaluation.seed,
     }
-    truth = list(test.take(np.sort(np.random.default_rng(1).permutation(len(test))[: max(evaluation.n, 1)])))
+    made = None
     if evaluation.n:
         found["de_novo"], made, rows = de_novo(model, config, evaluation, train, test)
-        tables.write_parquet(out / "generated.parquet", made)
-        _write_rows(out / "structures.csv", rows)
-        as_set = Crystals.of(truth)
-        found["test_set"] = {
-            "n": len(truth),
-            "metrics": measures(as_set, described(truth, evaluation.workers), test, evaluation, config.task.name),
-        }
+        _keep(out, made, rows)
+        found["test_set"] = of_test_set(test, evaluation, config.task.name)
     if evaluation.csp:
         found["prediction"], rows = prediction(model, config, evaluation, test)
         _write_rows(out / "predictions.csv", rows)
@@ -252,13 +258,57 @@ def evaluate_and_report(
         "hardware": results.hardware(),
     }
     results.write_json(out / "evaluation.json", found)
-    page = report.write(out, found, made if evaluation.n else None, test, plain(config), checkpoint.run_of(saved.path))
+    page = report.write(out, found, made, test, plain(config), checkpoint.run_of(saved.path))
+    _say(found, page)
+    return found
+
+
+def of_files(request: EvaluateConfig) -> dict[str, Any]:
+    """Judge crystals from files, whoever made them, against the data of ``request.reference``."""
+    evaluation: EvaluationConfig = request
+    task, data = TaskConfig(request.reference, max_atoms=ANY_SIZE), DataConfig(request.folder)
+    began = time.perf_counter()
+    drawn = files.read(Path(request.structures), allow_overlap=True)
+    train, test = (sources.load(task, data, split) for split in ("train", "test"))
+    metrics, made, rows = judged(drawn, evaluation, task.name, train, test)
+    found: dict[str, Any] = {
+        "structures": Path(request.structures).name,
+        "task": task.name,
+        "data": train.provenance,
+        "test": test.provenance,
+        "de_novo": {"n": len(drawn), "metrics": metrics},
+        "test_set": of_test_set(test, replace(evaluation, n=len(drawn)), task.name),
+        "commit": results.commit(),
+        "command": command("materials.evaluate"),
+        "seconds": round(time.perf_counter() - began, 1),
+        "hardware": results.hardware(),
+    }
+    out = make_folder(Path(request.out or f"runs/evaluation-{Path(request.structures).stem}"))
+    _keep(out, made, rows)
+    results.write_json(out / "evaluation.json", found)
+    _say(found, report.write(out, found, made, test, None, None))
+    return found
+
+
+def of_test_set(test: Crystals, evaluation: EvaluationConfig, task: str) -> dict[str, Any]:
+    """The same measures of as many crystals of the test set: what a perfect model would get."""
+    rows = np.sort(np.random.default_rng(1).permutation(len(test))[: max(evaluation.n, 1)])
+    truth = test.take(rows)
+    metrics = measures(truth, described(list(truth), evaluation.workers), test, evaluation, task)
+    return {"n": len(truth), "metrics": metrics}
+
+
+def _keep(out: Path, made: Crystals, rows: Sequence[Mapping[str, Any]]) -> None:
+    tables.write_parquet(out / "generated.parquet", made)
+    _write_rows(out / "structures.csv", rows)
+
+
+def _say(found: Mapping[str, Any], page: Path) -> None:
     for part in ("de_novo", "prediction"):
         if part in found:
             shown = ", ".join(f"{name} {value}" for name, value in found[part]["metrics"].items())
             logger.info("%s, n = %d: %s", part.replace("_", " "), found[part]["n"], shown)
     logger.info("report: %s", page)
-    return found
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -284,6 +334,8 @@ def opened(name: str) -> Checkpoint:
 
 def run(request: EvaluateConfig) -> dict[str, Any]:
     """Evaluate what ``request`` names."""
+    if request.structures:
+        return of_files(request)
     saved = opened(request.checkpoint)
     own = typed(MaterialsConfig, saved.config)
     config = request.of(own)

@@ -51,21 +51,51 @@ NAMES = {
 }
 
 
-def picture(crystals: Sequence[Crystal], path: Path, columns: int = 6) -> Path:
-    """Draw crystals, small cells two by two by two, each with its formula."""
-    from ase.visualize.plot import plot_atoms
+_VIEW = np.array([[0.94, -0.34, 0.0], [0.10, 0.28, 0.95], [0.33, 0.90, -0.30]])
+"""Rows: right, up, and towards the reader."""
 
+
+def picture(crystals: Sequence[Crystal], path: Path, columns: int = 6) -> Path:
+    """Draw one cell of each crystal, sites on its faces on all of them, and its formula."""
     rows = (len(crystals) + columns - 1) // columns
-    figure, axes = subplots(rows, min(columns, len(crystals)), 2.1 * min(columns, len(crystals)), 2.3 * rows)
+    across = min(columns, len(crystals))
+    figure, axes = subplots(rows, across, 2.2 * across, 2.5 * rows)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, crystal in zip(axes.flat, crystals, strict=False):
-        atoms = to_ase(crystal)
-        if len(atoms) <= 4:
-            atoms = atoms.repeat(2)
-        plot_atoms(atoms, axis, rotation="-78x,18y,4z", radii=0.55, show_unit_cell=1)
+        _cell(axis, crystal)
         axis.set_title(f"{crystal.formula}\n{crystal.density:.2f} g/cm³", fontsize=9)
     return save_figure(figure, path)
+
+
+def _cell(axis: Any, crystal: Crystal) -> None:
+    from ase.data import covalent_radii
+    from ase.data.colors import jmol_colors
+    from matplotlib.patches import Circle
+
+    # in the standard orientation, or a cell would be seen from anywhere
+    lattice = to_ase(crystal).cell.standard_form()[0].array
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
+    places, types = [], []
+    for site, z in zip(crystal.frac_coords, crystal.atom_types, strict=True):
+        near = np.where(site > 0.97, site - 1.0, site)
+        for shift in corners:
+            if (shift <= (near < 0.03)).all():
+                places.append(near + shift)
+                types.append(z)
+    seen = np.array(places) @ lattice @ _VIEW.T
+    ends = corners @ lattice @ _VIEW.T
+    for i, a in enumerate(corners):
+        for j in range(i):
+            if np.abs(a - corners[j]).sum() == 1.0:
+                depth = min(ends[i, 2], ends[j, 2])
+                axis.plot(*ends[[i, j], :2].T, color=MUTED, lw=0.8, zorder=float(depth))
+    for (x, y, depth), z in zip(seen, types, strict=True):
+        fill = Circle((x, y), 0.45 * covalent_radii[z], fc=jmol_colors[z], ec=INK, lw=0.6, zorder=float(depth))
+        axis.add_patch(fill)
+    low = np.minimum(ends[:, :2].min(0), seen[:, :2].min(0)) - 1.0
+    high = np.maximum(ends[:, :2].max(0), seen[:, :2].max(0)) + 1.0
+    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
 
 
 def histograms(generated: Crystals, test: Crystals, path: Path) -> Path:
@@ -112,7 +142,10 @@ def de_novo_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     """Ours, the test set itself, and the published rows."""
     head = ["", "structural %", "compositional %", "COV-R %", "COV-P %", "W density", "W elements", "n", "source"]
     rows = []
-    for name, part in (("this model", "de_novo"), ("the test set itself", "test_set")):
+    for name, part in (
+        ("this model" if "parameters" in found else found["structures"], "de_novo"),
+        ("the test set itself", "test_set"),
+    ):
         m: dict[str, Estimate] = found[part]["metrics"]
         none = Estimate(float("nan"), 0.0, 0.0, 0.0, 0)
         rates = [_percent(m.get(k, none)) for k in ("structure_valid", "composition_valid", "cov_r", "cov_p")]
@@ -149,11 +182,13 @@ def write(
     out: Path, found: Mapping[str, Any], generated: Crystals | None, test: Crystals, config: Any, run: Path | None
 ) -> Path:
     """Write figures, ``tables.md`` and ``report.html`` into ``out``; returns the page's path."""
-    page = Page(
-        f"Crystals: {found['task']}",
-        f"{found['parameters']:,} parameters, step {found['step']:,}; learned from {found['data']}; test set: "
-        f"{found['test']}; {found['sampler']['steps']} evaluations a crystal.",
-    )
+    said = f"Structures: {found.get('structures', '')}"
+    if "parameters" in found:
+        said = (
+            f"{found['parameters']:,} parameters, step {found['step']:,}; learned from {found['data']}; "
+            f"{found['sampler']['steps']} evaluations a crystal"
+        )
+    page = Page(f"Crystals: {found['task']}", f"{said}; test set: {found['test']}.")
     text = []
     if generated is not None:
         part = found["de_novo"]
@@ -184,7 +219,9 @@ def write(
         page.heading("Training")
         page.figure(drawn, "Loss.")
     page.heading("How it was made")
-    page.code(f"{found['command']}\ncommit {found['commit']}, trained at {found['trained_at_commit']}")
-    page.code(OmegaConf.to_yaml(OmegaConf.create(config)))
+    trained = f", trained at {found['trained_at_commit']}" if "trained_at_commit" in found else ""
+    page.code(f"{found['command']}\ncommit {found['commit']}{trained}")
+    if config is not None:
+        page.code(OmegaConf.to_yaml(OmegaConf.create(config)))
     write_text(out / "tables.md", "\n".join(text))
     return page.write(out / "report.html")

@@ -13,11 +13,8 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from materials import evaluate
 from materials.config import EvaluationConfig
-from materials.crystal import Crystals
 from materials.data import sources
 from materials.experiments import lab
 
@@ -54,10 +51,7 @@ def experiment(asked: argparse.Namespace) -> dict[str, Any]:
     if asked.n:
         found["compositions"] = evaluation.compositions
         found["de_novo"], _, _ = evaluate.de_novo(model, config, evaluation, train, test)
-        truth: Crystals = test.take(np.sort(np.random.default_rng(1).permutation(len(test))[: asked.n]))
-        rows = evaluate.described(list(truth), asked.workers)
-        metrics = evaluate.measures(truth, rows, test, evaluation, config.task.name)
-        found["test_set"] = {"n": len(truth), "metrics": metrics}
+        found["test_set"] = evaluate.of_test_set(test, evaluation, config.task.name)
     found["predictions"] = []
     for k, n, power in asked.predict:
         wish = replace(evaluation, csp=n, k=k)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from typing import Any
 
 from materials import elements
@@ -17,13 +19,18 @@ FLAGS = ("structure_valid", "composition_valid")
 
 def space_group(crystal: Crystal, symprec: float = SYMPREC) -> tuple[int, str]:
     """Number and symbol; 0 and "" where spglib finds none, as in cells whose atoms overlap."""
+    # cells without symmetry are answers here, not something to print about
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")
     import spglib
 
     cell: Any = (crystal.lattice, crystal.frac_coords, crystal.atom_types)
-    try:
-        found = spglib.get_symmetry_dataset(cell, symprec=symprec)
-    except spglib.SpglibError:
-        return 0, ""
+    with warnings.catch_warnings():
+        # of how errors will be told in a later version: both ways are met
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            found = spglib.get_symmetry_dataset(cell, symprec=symprec)
+        except spglib.SpglibError:
+            return 0, ""
     return (0, "") if found is None else (int(found.number), str(found.international))
 
 
