@@ -19,8 +19,9 @@ from diffusion_core.process import Process
 class Restricted(Denoiser):
     """A denoiser of several fields times the indicator that every entry of a categorical field is of ``allowed``.
 
-    The indicator is a factor of each entry alone, so ``p(x0 | x_t)`` with the other classes at -inf is the exact
-    posterior of the restricted density wherever the denoiser's is exact, and no sample ever violates it.
+    The logits of the other classes are -inf, so no sample ever violates it. Each entry is restricted for itself: exact
+    where entries are independent and for the last masked one (its conditional); before that, the denoiser averages over
+    what the other masked entries could be without the restriction, as in a product of class fields.
 
     Args:
         denoiser: of a `Joint` process.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from diffusion_core import grid as grids
 from diffusion_core.contracts import check_denoiser, check_process
 from diffusion_core.denoise import Denoiser, Evaluate
 from diffusion_core.denoise.joint import JointDenoiser, Logits, Regression, Tangent, joint_loss
+from diffusion_core.denoise.restricted import Restricted
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.noise import On, PerSample, Shared
@@ -123,6 +125,76 @@ def test_padding_does_not_count():
     other = {**x0, "place": torch.where(mask[..., None], x0["place"], 0.5), "kind": torch.where(mask, x0["kind"], 1)}
     torch.testing.assert_close(loss(other), loss(x0), rtol=0, atol=0)
     assert not torch.equal(loss({**x0, "kind": (x0["kind"] + 1) % 3}), loss(x0))
+
+
+def test_known_entries_are_seen_clean_and_do_not_count():
+    seen: dict[str, Tensor] = {}
+
+    class Spy(Net):
+        def forward(self, x, t, cond):
+            seen.update(x)
+            return super().forward(x, t, cond)
+
+    torch.manual_seed(0)
+    model = JointDenoiser(Spy(), {"box": Regression(LINE), "place": Tangent(CIRCLE), "kind": Logits(KIND)})
+    x0 = state()
+    first = torch.zeros(5, 4, dtype=torch.bool)
+    first[:, 0] = True
+    whole = torch.ones(5, 4, dtype=torch.bool)
+    late = partial(torch.full, dtype=torch.float64)
+
+    def loss(known, **more):
+        draws = Draws(torch.Generator().manual_seed(1))
+        return joint_loss(model, x0, None, draws, times=lambda _, n: late((n,), 0.999), known=known, **more)
+
+    some = loss({"kind": first})
+    assert torch.equal(seen["kind"][:, 0], x0["kind"][:, 0])
+    # nearly all is masked at t = 0.999, so the rest was not shown
+    assert (seen["kind"][:, 1:] == KIND.mask).float().mean() > 0.9
+    # what is known is left out of the average, and with nothing left of it the field costs nothing
+    free = {"weights": {"box": 0.0, "place": 0.0}}
+    outputs = model(dict(seen), {name: late((5,), 0.999) for name in x0})["kind"]
+    entries = -outputs.log_softmax(-1).gather(-1, x0["kind"][..., None])[..., 0]
+    hidden = (seen["kind"] == KIND.mask) & ~first
+    expected = (entries * hidden).sum(1) / 3.0
+    torch.testing.assert_close(loss({"kind": first}, **free), expected, rtol=1e-4, atol=1e-5)
+    assert (loss({"kind": whole}, **free) == 0.0).all()
+    # also a field that is not of classes
+    loss({"place": whole})
+    assert torch.equal(seen["place"], x0["place"]) and torch.isfinite(some).all()
+    with pytest.raises(WorkbenchError, match="got fields"):
+        loss({"colour": whole})
+
+
+def test_a_restriction_is_the_posterior_of_the_restricted_table():
+    table = torch.rand(3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    table = table / table.sum()
+    allowed = torch.tensor([True, False, True])
+    kept = table * allowed[:, None] * allowed
+    masked, time = torch.tensor([[3, 3], [3, 0], [2, 3]]), vector(0.6)
+
+    class One(Denoiser):
+        """A table as a state of one field."""
+
+        def __init__(self, of: Tensor) -> None:
+            self.table = CategoricalTable(KIND, of / of.sum())
+            self.process = Joint({"kind": KIND})
+
+        def bind(self, times: Any, cond: Any = None) -> Evaluate:
+            evaluate = self.table.bind(times["kind"])
+            return lambda x, i: {"kind": evaluate(x["kind"], i)}
+
+    ours = Restricted(One(table), {"kind": allowed}).bind({"kind": time})({"kind": masked}, 0)["kind"].softmax(-1)
+    assert (ours[..., 1] == 0.0).all()
+    # exact for the last masked entry: its conditional in the restricted table
+    truth = One(kept).bind({"kind": time})({"kind": masked}, 0)["kind"].softmax(-1)
+    torch.testing.assert_close(ours[1, 0], truth[1, 0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours[2, 1], truth[2, 1], rtol=0, atol=1e-12)
+    of_each = torch.tensor([[True, False, False]] * 3)
+    each = Restricted(One(table), {"kind": of_each}).bind({"kind": time})({"kind": masked}, 0)["kind"].softmax(-1)
+    assert (each[0, :, 0] == 1.0).all()
+    with pytest.raises(WorkbenchError, match="no allowed class"):
+        Restricted(One(table), {"kind": torch.zeros(3, dtype=torch.bool)})
 
 
 def test_weights_add_up_and_unknown_fields_are_refused():
