@@ -34,6 +34,7 @@ FORMATS = {
     "parquet": ".parquet",
 }
 """Name -> suffix. A folder gets one CIF or POSCAR per crystal; the others hold many in one file."""
+MANIFEST = "manifest.csv"
 READ = (".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", ".db", ".csv", ".parquet")
 
 
@@ -46,7 +47,10 @@ def read(path: Path, allow_overlap: bool = False) -> Crystals:
     Raises:
         WorkbenchError: there is nothing that can be read; the message tells the first reason.
     """
-    paths = sorted(p for p in path.iterdir() if _suffix(p) in READ) if path.is_dir() else [path]
+    paths = [path]
+    if path.is_dir():
+        # a folder of samples has a table of them beside them
+        paths = sorted(p for p in path.iterdir() if _suffix(p) in READ and p.name != MANIFEST)
     if not paths or not path.exists():
         raise WorkbenchError(
             f"crystals: {path} {'has no such files' if path.exists() else 'does not exist'}; expected a file or a "

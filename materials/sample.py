@@ -62,7 +62,7 @@ def run(request: SampleConfig) -> tuple[Path, list[Crystal]]:
     rows = [{"file": i, "seed": seed, **describe(c)} for i, (c, seed) in enumerate(zip(crystals, seeds, strict=True))]
     crystals = _judged(crystals, rows, request, config)
     files.write(crystals, out, request.format)
-    with (out / "manifest.csv").open("w", newline="") as file:
+    with (out / files.MANIFEST).open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

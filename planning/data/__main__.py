@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
 import sys
-from dataclasses import dataclass, fields
-from itertools import takewhile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import MISSING
 
-from diffusion_core.errors import WorkbenchError, require_at_least
+from diffusion_core.errors import require_at_least
+from diffusion_core.verbs import Verb, run
 from planning.data import files
 from planning.data.generate import NOISE, processes, require_maze
 from planning.data.generate import generate as make
 
-VERBS = ("generate", "inspect", "convert")
+PROGRAM = "python -m planning.data"
 USAGE = """usage: python -m planning.data <verb> key=value ...
 
   generate out=large.hdf5 maze=large steps=1000000 seed=0
@@ -63,39 +58,6 @@ class Convert:
     out: str = MISSING
     maze: str = ""
     overwrite: bool = False
-
-
-Options = TypeVar("Options", Generate, Inspect, Convert)
-BARE = {Generate: 0, Inspect: 1, Convert: 2}
-"""How many of its first options a verb takes without their names."""
-
-
-def parse(kind: type[Options], words: list[str]) -> Options:
-    """Read words into the verb's dataclass.
-
-    Raises:
-        WorkbenchError: an unknown, ill-typed or missing option.
-    """
-    verb, names = kind.__name__.lower(), [f.name for f in fields(kind)]
-    bare = list(takewhile(lambda word: word.partition("=")[0] not in names, words[: BARE[kind]]))
-    words = [f"{name}={word}" for name, word in zip(names, bare, strict=False)] + words[len(bare) :]
-    for word in words:
-        name = word.partition("=")[0]
-        if "=" not in word or name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}=...?" if near else "see python -m planning.data --help."
-            raise WorkbenchError(f"{verb}: got {word!r}; expected key=value with one of {', '.join(names)}: {hint}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(words))
-        if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise WorkbenchError(f"{verb}: got no {', '.join(missing)}; expected it: add {missing[0]}=...")
-        options = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        key, reason = getattr(error, "full_key", None) or "option", str(error).splitlines()[0]
-        types = {f.name: f.type for f in fields(kind)}
-        raise WorkbenchError(f"{verb}: got a bad {key}: {reason}; expected {types.get(key, 'key=value')}.") from error
-    assert isinstance(options, kind)
-    return options
 
 
 def generate(options: Generate) -> None:
@@ -152,35 +114,16 @@ def convert(options: Convert) -> None:
     print(f"{out}: {len(found)} steps, {found.provenance}, {out.stat().st_size:,} bytes")
 
 
+VERBS = {
+    "generate": Verb(Generate, generate),
+    "inspect": Verb(Inspect, inspect, 1),
+    "convert": Verb(Convert, convert, 2),
+}
+
+
 def main(words: list[str]) -> int:
-    """Run one verb; 0 if it went well, 2 with one line on stderr if the user can mend it, 130 after Ctrl-C."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if not words or {"-h", "--help", "help"} & set(words):
-        print(USAGE, end="")
-        return 0
-    try:
-        _run(words[0], words[1:])
-    except WorkbenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _run(verb: str, words: list[str]) -> None:
-    match verb:
-        case "generate":
-            generate(parse(Generate, words))
-        case "inspect":
-            inspect(parse(Inspect, words))
-        case "convert":
-            convert(parse(Convert, words))
-        case _:
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see python -m planning.data --help."
-            raise WorkbenchError(f"got verb {verb!r}; expected one of {', '.join(VERBS)}: {hint}")
+    """Run one verb; 0 if it went well, 2 after a mistake of the user's, 130 after Ctrl-C."""
+    return run(PROGRAM, USAGE, VERBS, words)
 
 
 if __name__ == "__main__":

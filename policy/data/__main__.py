@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import MISSING
 
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.verbs import Verb, run
 from policy.data import reader, sources, writer
 from policy.data.replay import ReplayBuffer, concatenate
 
-VERBS = ("generate", "inspect", "convert", "fetch")
+PROGRAM = "python -m policy.data"
 USAGE = """usage: python -m policy.data <verb> key=value ...
 
   generate out=demos.zarr.zip episodes=200 seed=200000 jobs=2
@@ -79,41 +76,6 @@ class Fetch:
 
     what: str = "human"
     images: bool = False
-
-
-Options = TypeVar("Options", Generate, Inspect, Convert, Fetch)
-
-
-def parse(kind: type[Options], words: list[str]) -> Options:
-    """Read `key=value` words into the verb's dataclass; `inspect` and `fetch` take their first option without key.
-
-    Raises:
-        WorkbenchError: an unknown, ill-typed or missing option.
-    """
-    verb, names = kind.__name__.lower(), [f.name for f in fields(kind)]
-    if kind in (Inspect, Fetch) and words and "=" not in words[0]:
-        words = [f"{names[0]}={words[0]}", *words[1:]]
-    for word in words:
-        name = word.split("=", 1)[0]
-        if "=" not in word or name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}=...?" if near else "see python -m policy.data --help."
-            raise WorkbenchError(f"{verb}: got {word!r}; expected key=value with one of {', '.join(names)}: {hint}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(words))
-        if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise WorkbenchError(f"{verb}: got no {', '.join(missing)}; expected it: add {missing[0]}=...")
-        options = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        key = getattr(error, "full_key", None) or "option"
-        types = {f.name: f.type for f in fields(kind)}
-        like = f" like {key}=[a,b]" if "list" in str(types.get(key)) else ""
-        reason = str(error).splitlines()[0]
-        raise WorkbenchError(
-            f"{verb}: got a bad {key}: {reason}; expected {types.get(key, 'key=value')}{like}."
-        ) from error
-    assert isinstance(options, kind)
-    return options
 
 
 def generate(options: Generate) -> None:
@@ -218,37 +180,17 @@ def fetch(options: Fetch) -> None:
     print(f"human: {located.path}, verified, sha256 {located.sha256}")
 
 
+VERBS = {
+    "generate": Verb(Generate, generate),
+    "inspect": Verb(Inspect, inspect, 1),
+    "convert": Verb(Convert, convert),
+    "fetch": Verb(Fetch, fetch, 1),
+}
+
+
 def main(words: list[str]) -> int:
-    """Run one verb; 0 if it went well, 2 with one line on stderr if the user can mend it, 130 after Ctrl-C."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if not words or {"-h", "--help", "help"} & set(words):
-        print(USAGE, end="")
-        return 0
-    try:
-        _run(words[0], words[1:])
-    except WorkbenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _run(verb: str, words: list[str]) -> None:
-    match verb:
-        case "generate":
-            generate(parse(Generate, words))
-        case "inspect":
-            inspect(parse(Inspect, words))
-        case "convert":
-            convert(parse(Convert, words))
-        case "fetch":
-            fetch(parse(Fetch, words))
-        case _:
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see python -m policy.data --help."
-            raise WorkbenchError(f"got verb {verb!r}; expected one of {', '.join(VERBS)}: {hint}")
+    """Run one verb; 0 if it went well, 2 after a mistake of the user's, 130 after Ctrl-C."""
+    return run(PROGRAM, USAGE, VERBS, words)
 
 
 def _located(source: str, images: bool) -> tuple[Path, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from materials import cif, elements, files, lattice
 from materials.adapters import from_ase, from_pymatgen, to_ase, to_pymatgen
 from materials.crystal import Crystal, Crystals
 from materials.data import tables
+from materials.data.__main__ import main
 
 
 def cells(n=200, seed=0):
@@ -153,3 +156,39 @@ def test_taking_rows_and_joining(decorated):
     assert [c.formula for c in taken] == [decorated[int(r)].formula for r in rows]
     assert len(taken.joined(decorated)) == 63
     assert Crystals.of(list(decorated)).properties["prototype"].tolist() == decorated.properties["prototype"].tolist()
+
+
+def test_the_command_line_converts_inspects_and_refuses(tmp_path, decorated, capsys):
+    def told(*words):
+        return main([str(word) for word in words]), capsys.readouterr()
+
+    few = decorated.take(np.arange(6))
+    files.write(list(few), tmp_path, ["parquet"])
+    status, said = told("convert", tmp_path / "crystals.parquet", tmp_path / "all.extxyz")
+    assert status == 0 and "6 crystals in 1 file" in said.out
+    status, _ = told("convert", tmp_path / "all.extxyz", tmp_path / "folder", "format=poscar")
+    assert status == 0 and len(list((tmp_path / "folder" / "poscar").iterdir())) == 6
+    back = files.read(tmp_path / "folder" / "poscar")
+    assert sorted(c.formula for c in back) == sorted(c.formula for c in few)
+    (tmp_path / "folder" / "poscar" / "bad.vasp").write_text("no structure at all")
+    status, said = told("inspect", tmp_path / "folder" / "poscar")
+    assert status == 0 and "6 crystals" in said.out and "density" in said.out
+    for words, error in (
+        (("convert", tmp_path / "all.extxyz", tmp_path / "all.extxyz"), "is there already"),
+        (("convert", tmp_path / "all.extxyz", tmp_path / "all.txt"), "expected a name that ends in"),
+        (("inspct", "x"), "did you mean inspect?"),
+        (("inspect", tmp_path / "none"), "does not exist"),
+    ):
+        status, said = told(*words)
+        assert status == 2 and error in said.err and len(said.err.splitlines()) == 1
+
+
+def test_what_is_no_crystal_is_known(decorated):
+    few = decorated.take(np.arange(4))
+    lattices = few.lattices.copy()
+    lattices[1] = 0.0
+    lattices[2, 0, 0] = np.nan
+    coords = few.frac_coords.copy()
+    coords[-1] = np.inf
+    assert replace(few, lattices=lattices, frac_coords=coords).sound.tolist() == [True, False, False, False]
+    assert few.sound.all()
