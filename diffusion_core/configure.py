@@ -37,6 +37,8 @@ BUILDING_BLOCKS = (
     "envs",
     "images.systems",
     "materials.networks",
+    "policy.encoders",
+    "policy.heads",
 )
 """Modules whose functions and classes compute and write nothing; a configuration reaches no others."""
 

@@ -176,6 +176,27 @@ def mirror_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return reflected
 
 
+def observations(
+    arrays: Mapping[str, np.ndarray], obs: Literal["state", "keypoints", "image"]
+) -> dict[str, np.ndarray]:
+    """View recorded steps as the environment's observations of the same name.
+
+    Args:
+        arrays: `state` (n, 5), and for keypoints `keypoint` (n, 9, 2), for images `img` (n, 96, 96, 3).
+
+    Returns:
+        "state": agent xy, block xy (px), block angle (rad, in [0, 2 pi): it jumps where the T turns through 0).
+        "keypoints": nine block keypoints, then agent xy (px).
+        "image": `image` (n, 96, 96, 3) uint8 and `agent_pos` (n, 2) px.
+    """
+    state = arrays["state"]
+    if obs == "state":
+        return {"state": state}
+    if obs == "keypoints":
+        return {"keypoints": np.concatenate([arrays["keypoint"].reshape(len(state), 18), state[:, :2]], axis=1)}
+    return {"image": arrays["img"], "agent_pos": state[:, :2]}
+
+
 def published_reset(seed: int) -> Float[np.ndarray, "5"]:
     """Return the start vector of diffusion_policy's `RandomState(seed)`, before the legacy placing of the block.
 

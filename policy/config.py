@@ -21,15 +21,21 @@ class TaskConfig:
 
     Args:
         name: of the task, kept in checkpoints.
-        obs: "state", "keypoints" or "image"; passed to the environment.
+        obs: what the policy sees: keys of the environment's observation, and of each "low_dim", "image" or "language".
         env: constructor of the environment.
-        reference: for each action dimension the observation feature it is measured from; empty: absolute actions.
+        expert: constructor of its scripted expert, if it has one; what ``policy.data generate`` records.
+        reads: arrays of a store of demonstrations that the observations are made of; empty: those that ``obs`` names.
+        stored: function from these arrays to the observations; null: they are the observations.
+        reference: for each action dimension the low-dimensional feature it is measured from; empty: absolute actions.
         mirror: function that mirrors a demonstration, if the task has a mirror symmetry.
     """
 
     name: str = MISSING
-    obs: str = MISSING
+    obs: dict[str, str] = field(default_factory=dict)
     env: Leaf = field(default_factory=dict)
+    expert: Leaf | None = None
+    reads: list[str] = field(default_factory=list)
+    stored: Leaf | None = None
     reference: list[int] = field(default_factory=list)
     mirror: Leaf | None = None
 
@@ -87,7 +93,9 @@ class PolicyConfig:
 
     Args:
         horizon, n_obs_steps, n_action_steps: of a chunk, in control steps.
-        network, schedule, sampler, grid, loss: constructors.
+        head: the distribution over chunks.
+        encoder: of every camera, if the task has any.
+        network, schedule, sampler, grid, loss: constructors, for heads that denoise.
         prediction: what the network predicts: x0, eps, v, velocity, score or F.
         clip: bound of the normalised x0 estimate.
         n_train: discrete training steps; 0 trains on continuous times.
@@ -102,6 +110,8 @@ class PolicyConfig:
     horizon: int = 16
     n_obs_steps: int = 2
     n_action_steps: int = 8
+    head: Leaf = field(default_factory=dict)
+    encoder: Leaf = field(default_factory=dict)
     network: Leaf = field(default_factory=dict)
     schedule: Leaf = field(default_factory=dict)
     prediction: str = "x0"

@@ -24,12 +24,13 @@ from diffusion_core.noise import PerSample
 from diffusion_core.results import Estimate
 from diffusion_core.run import Run, command, launch, make_folder, one_line_errors
 from diffusion_core.solvers import Table
-from envs.rollout import Rollout, rollouts
+from envs.rollout import Observation, Rollout, rollouts, stack
 from policy.config import EvaluateConfig, EvaluationConfig, PolicyConfig
-from policy.model import DiffusionPolicy, restore, sampling_table
+from policy.model import Policy, restore, sampling_table
 
 logger = logging.getLogger("workbench.policy")
 PRETRAINED = Path(__file__).parent / "pretrained"
+SCORE = "mean_max_score"
 
 
 class Actor:
@@ -44,27 +45,26 @@ class Actor:
         precision: "float64" or "float32".
     """
 
-    def __init__(self, policy: DiffusionPolicy, table: Table, precision: str = "float64") -> None:
-        self.dtype = torch.float64 if precision == "float64" else torch.float32
-        self.policy = copy.deepcopy(policy).to(self.dtype)
-        self.device = self.policy.action_normalizer.low.device
+    def __init__(self, policy: Policy, table: Table | None, precision: str = "float64") -> None:
+        self.policy = copy.deepcopy(policy).to(torch.float64 if precision == "float64" else torch.float32)
         self.table = table
         self.noise: dict[int, torch.Generator] = {}
 
-    def __call__(self, observations: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Observation, seeds: Sequence[int]) -> np.ndarray:
         """The next actions of the episodes ``seeds``: (episodes, n_action_steps, action_dim) float32."""
         for seed in seeds:
             self.noise.setdefault(seed, torch.Generator().manual_seed(seed))
-        obs = torch.as_tensor(observations).to(self.device, self.dtype)
-        chunk = self.policy.plan(obs, self.table, PerSample([self.noise[seed] for seed in seeds]))
+        chunk = self.policy.plan(
+            self.policy.seen(observations), self.table, PerSample([self.noise[seed] for seed in seeds])
+        )
         return self.policy.executed(chunk).to("cpu", torch.float32).numpy()
 
 
 def rollout(
-    policy: DiffusionPolicy,
+    policy: Policy,
     config: PolicyConfig,
     seeds: Sequence[int],
-    table: Table,
+    table: Table | None,
     batch: int = 50,
     film: Sequence[int] = (),
     precision: str = "float64",
@@ -72,7 +72,7 @@ def rollout(
 ) -> list[Rollout]:
     """One episode per seed, in the order of ``seeds``; with a progress bar if ``run`` is given."""
     episodes: Iterable[Rollout] = rollouts(
-        lambda: build(config.task.env, obs=config.task.obs),
+        lambda: build(config.task.env),
         Actor(policy, table, precision),
         seeds,
         policy.n_obs_steps,
@@ -88,29 +88,32 @@ def rollout(
 def metrics(episodes: Sequence[Rollout]) -> dict[str, Estimate]:
     """What the episodes say.
 
-    ``mean_max_score`` is the published metric: the best reward in an episode, averaged over episodes.
+    ``mean_max_score`` is the published metric: the best reward in an episode, averaged over episodes. Coverages are
+    given where the task has them.
     """
     solved = [e for e in episodes if e.success]
-    return {
+    found = {
         "mean_max_score": results.mean([max(e.rewards) for e in episodes]),
         "success_rate": results.rate(len(solved), len(episodes)),
-        "final_coverage": results.mean([e.coverage[-1] for e in episodes]),
-        "max_coverage": results.mean([max(e.coverage) for e in episodes]),
-        "steps_to_success": results.mean([float(e.steps) for e in solved], "steps of 0.1 s"),
     }
+    if all(e.coverage for e in episodes):
+        found["final_coverage"] = results.mean([e.coverage[-1] for e in episodes])
+        found["max_coverage"] = results.mean([max(e.coverage) for e in episodes])
+    found["steps_to_success"] = results.mean([float(e.steps) for e in solved], "steps")
+    return found
 
 
-def latency(policy: DiffusionPolicy, table: Table, observations: np.ndarray) -> dict[str, Estimate]:
+def latency(policy: Policy, table: Table | None, observations: Sequence[Observation]) -> dict[str, Estimate]:
     """Milliseconds to plan one chunk for one robot: batch 1, float32.
 
     Args:
-        observations: (n, n_obs_steps, features), replanned one after the other, the first five to warm up.
+        observations: each stacked (n_obs_steps, ...), replanned one after the other, the first five to warm up.
     """
     actor = Actor(policy, table, "float32")
     times = []
     for i, obs in enumerate(observations):
         start = time.perf_counter()
-        actor(obs[None], [i])
+        actor(stack([obs]), [i])
         times.append(1e3 * (time.perf_counter() - start))
     return {
         "replan_p50": results.quantile(times[5:], 0.50, "ms"),
@@ -120,7 +123,7 @@ def latency(policy: DiffusionPolicy, table: Table, observations: np.ndarray) -> 
 
 def evaluate(
     saved: Checkpoint, config: PolicyConfig, evaluation: EvaluationConfig, run: Run, film: bool = True
-) -> tuple[dict[str, Any], list[Rollout], DiffusionPolicy]:
+) -> tuple[dict[str, Any], list[Rollout], Policy]:
     """Roll out one checkpoint; returns its results, its episodes and the policy.
 
     Args:
@@ -162,11 +165,11 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else "/".join(path.parts[-3:])
 
 
-def _some_observations(config: PolicyConfig, seeds: Sequence[int], n_obs_steps: int, n: int = 105) -> np.ndarray:
-    env = build(config.task.env, obs=config.task.obs)
-    starts = [env.reset(seed=seeds[i % len(seeds)])[0] for i in range(n)]
+def _some_observations(config: PolicyConfig, seeds: Sequence[int], n_obs_steps: int, n: int = 105) -> list[Observation]:
+    env = build(config.task.env)
+    starts = [env.reset(seed=seed)[0] for seed in seeds[:10]]
     env.close()
-    return np.stack([np.stack([start] * n_obs_steps) for start in starts])
+    return [stack([starts[i % len(starts)]] * n_obs_steps) for i in range(n)]
 
 
 def evaluate_and_report(
@@ -204,7 +207,8 @@ def evaluate_and_report(
         writer = csv.writer(file)
         writer.writerow(["seed", "max_reward", "success", "final_coverage", "max_coverage", "steps"])
         for e in episodes:
-            writer.writerow([e.seed, max(e.rewards), int(e.success), e.coverage[-1], max(e.coverage), e.steps])
+            covered = (e.coverage[-1], max(e.coverage)) if e.coverage else ("", "")
+            writer.writerow([e.seed, max(e.rewards), int(e.success), *covered, e.steps])
     page = report.write(out, found, episodes, policy, config, checkpoint.run_of(saved[-1].path))
     summary = ", ".join(f"{name} {value}" for name, value in found["metrics"].items())
     logger.info("evaluated %d episodes: %s", len(episodes), summary)

@@ -1,11 +1,12 @@
-"""The diffusion policy: a distribution over action chunks given the last observations."""
+"""A policy: a distribution over action chunks given the last observations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,17 +16,22 @@ from diffusion_core.checkpoint import Checkpoint, fill
 from diffusion_core.configure import bind, build, table, typed
 from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.errors import WorkbenchError
-from diffusion_core.loss import Draws, Weighting, denoising_loss, simple, uniform_times
+from diffusion_core.loss import Draws, uniform_times
 from diffusion_core.noise import Noise
 from diffusion_core.normalize import MinMax
 from diffusion_core.predict import PREDICTIONS
-from diffusion_core.process.gaussian import Gaussian
 from diffusion_core.solvers import Table
 from policy.config import PolicyConfig
+from policy.heads import Head, Parts, Shape
+from policy.heads.diffusion import Diffusion
+from policy.observer import Observer
+
+Observations = Mapping[str, Tensor]
+"""Of each key (batch, n_obs_steps, ...), oldest first, in their own units."""
 
 
-class DiffusionPolicy(nn.Module):
-    """``p(action chunk | last observations)`` as a diffusion over normalised actions.
+class Policy(nn.Module):
+    """``p(action chunk | last observations)``: an observer, a head over normalised chunks, and the units between.
 
     A chunk spans ``horizon`` steps and begins with the oldest of the ``n_obs_steps`` observations, so the action
     for now sits at index ``n_obs_steps - 1``; from there ``n_action_steps`` are executed before the next replan.
@@ -35,124 +41,158 @@ class DiffusionPolicy(nn.Module):
     actions, which are small, are resolved as finely as the far ones.
 
     Args:
-        denoiser: over chunks (batch, horizon, action_dim), conditioned on flat normalised observations.
-        obs_normalizer, action_normalizer: to [-1, 1], of observations (features) and of flat chunks
-            (horizon * action_dim); their values are part of the weights.
-        horizon, n_obs_steps, n_action_steps: in control steps.
-        reference: for each action dimension the observation feature it is measured from; empty: absolute.
-        weighting: of the training loss.
-        n_train: training times are drawn on the steps of a discrete-time model with this many; 0: uniformly.
+        observer: makes a condition of observations.
+        head: over chunks (batch, horizon, action_dim).
+        action_normalizer: of flat chunks (horizon * action_dim) to [-1, 1]; its values are part of the weights.
+        shape: of chunks and conditions.
+        reference: for each action dimension the low-dimensional feature it is measured from; empty: absolute.
 
     Source: Chi et al. 2023, section 3 (arXiv 2303.04137); relative chunks: Chi et al. 2024
     (arXiv 2402.10329).
     """
 
     def __init__(
-        self,
-        denoiser: NetworkDenoiser,
-        obs_normalizer: MinMax,
-        action_normalizer: MinMax,
-        horizon: int,
-        n_obs_steps: int,
-        n_action_steps: int,
-        reference: Sequence[int] = (),
-        weighting: Weighting = simple,
-        n_train: int = 0,
+        self, observer: Observer, head: Head, action_normalizer: MinMax, shape: Shape, reference: Sequence[int] = ()
     ) -> None:
         super().__init__()
-        self.denoiser = denoiser
-        self.obs_normalizer = obs_normalizer
-        self.action_normalizer = action_normalizer
-        self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
+        self.observer, self.head, self.action_normalizer = observer, head, action_normalizer
+        self.horizon, self.n_obs_steps, self.n_action_steps = shape.horizon, shape.n_obs_steps, shape.n_action_steps
         self.reference = list(reference)
-        self.weighting = weighting
-        self.times = partial(uniform_times, n_train=n_train or None)
 
-    def condition(self, obs: Float[Tensor, "batch n_obs features"]) -> Float[Tensor, "batch cond"]:
-        """Observations in their own units to the denoiser's condition."""
-        return self.obs_normalizer.normalize(obs).flatten(1)
+    @property
+    def denoiser(self) -> NetworkDenoiser:
+        """The denoiser of a head that has one.
 
-    def forward(self, batch: dict[str, Tensor], draws: Draws) -> Float[Tensor, " batch"]:
-        """The training loss of each sample; ``batch`` has ``obs`` (batch, n_obs, features) and ``action``."""
-        action, obs = batch["action"], batch["obs"]
-        chunk = (action - self.origin(obs)).flatten(1)
-        x0 = self.action_normalizer.normalize(chunk).reshape(action.shape)
-        return denoising_loss(self.denoiser, x0, self.condition(obs), draws, self.times, self.weighting)
-
-    def origin(self, obs: Float[Tensor, "batch n_obs features"]) -> Float[Tensor, "batch 1 action"] | float:
-        """What actions are measured from: features of the newest observation, or 0."""
-        return obs[:, -1:, self.reference] if self.reference else 0.0
-
-    @torch.no_grad()
-    def plan(
-        self, obs: Float[Tensor, "batch n_obs features"], table: Table, noise: Noise
-    ) -> Float[Tensor, "batch horizon action"]:
-        """Sample one chunk per observation, in the environment's units.
-
-        Args:
-            obs: the last ``n_obs_steps`` observations, oldest first, in their own units.
-            table: a solver's table.
-            noise: source of the starting and of the fresh noise.
+        Raises:
+            WorkbenchError: this one has none.
         """
-        x = sample.sample(self.denoiser, table, self.start(len(obs), table, noise), self.condition(obs), noise)
-        return self.actions(x, obs)
+        return self.diffusion.denoiser
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """The head, if it is a diffusion.
+
+        Raises:
+            WorkbenchError: it is another.
+        """
+        if not isinstance(self.head, Diffusion):
+            raise WorkbenchError(f"policy: got a head of {type(self.head).__name__}; expected head=diffusion or flow.")
+        return self.head
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.action_normalizer.low.device
+
+    def condition(self, obs: Observations, draws: Draws | None = None) -> Float[Tensor, "batch cond"]:
+        """Observations in their own units to the head's condition."""
+        return self.observer(obs, draws)
+
+    def forward(self, batch: Mapping[str, Any], draws: Draws) -> Float[Tensor, " batch"]:
+        """The training loss of each sample; ``batch`` has ``obs`` and ``action`` (batch, horizon, action_dim)."""
+        chunk = self.normalized(batch["action"], batch["obs"])
+        return self.head.loss(chunk, self.condition(batch["obs"], draws), draws)
+
+    def origin(self, obs: Observations) -> Float[Tensor, "batch 1 action"] | float:
+        """What actions are measured from: features of the newest observation, or 0."""
+        low = self.observer.low_dim(obs) if self.reference else None
+        return 0.0 if low is None else low[:, -1:, self.reference]
+
+    def normalized(
+        self, action: Float[Tensor, "batch horizon action"], obs: Observations
+    ) -> Float[Tensor, "batch horizon action"]:
+        """A chunk in the environment's units as the head sees it."""
+        return self.action_normalizer.normalize((action - self.origin(obs)).flatten(1)).reshape(action.shape)
 
     def actions(
-        self, x: Float[Tensor, "batch horizon action"], obs: Float[Tensor, "batch n_obs features"]
+        self, x: Float[Tensor, "batch horizon action"], obs: Observations
     ) -> Float[Tensor, "batch horizon action"]:
-        """A normalised chunk in the environment's units."""
+        """A normalised chunk in the environment's units: the inverse of `normalized`."""
         return self.action_normalizer.unnormalize(x.flatten(1)).reshape(x.shape) + self.origin(obs)
 
-    def denoising(self, obs: Tensor, table: Table, noise: Noise) -> Iterator[sample.State]:
-        """The trajectory behind `plan`, in normalised units, after `start`."""
-        return sample.trajectory(self.denoiser, table, self.start(len(obs), table, noise), self.condition(obs), noise)
+    @torch.no_grad()
+    def plan(self, obs: Observations, table: Table | None, noise: Noise) -> Float[Tensor, "batch horizon action"]:
+        """Draw one chunk per observation, in the environment's units.
 
-    def start(self, n: int, table: Table, noise: Noise) -> Float[Tensor, "n horizon action"]:
-        """``n`` samples of the prior at the table's first time, in the policy's precision."""
-        low = self.action_normalizer.low
-        z = noise.normal((n, self.horizon, len(low) // self.horizon), low.dtype, low.device)
-        return Gaussian(self.denoiser.schedule).prior(z, float(table.times[0]))
+        Args:
+            table: a solver's table, for heads that denoise.
+            noise: source of the starting and of the fresh noise.
+        """
+        return self.actions(self.head.draw(self.condition(obs), table, noise), obs)
+
+    def denoising(self, obs: Observations, table: Table, noise: Noise) -> Iterator[sample.State]:
+        """The trajectory behind `plan`, in normalised units, after `start`."""
+        return self.diffusion.denoising(self.condition(obs), table, noise)
+
+    def start(self, obs: Observations, table: Table, noise: Noise) -> Float[Tensor, "batch horizon action"]:
+        """Samples of the prior at the table's first time."""
+        return self.diffusion.start(self.condition(obs), table, noise)
 
     def executed(self, chunk: Float[Tensor, "batch horizon action"]) -> Any:
         """The part of a chunk that is carried out before the next replan."""
         first = self.n_obs_steps - 1
         return chunk[:, first : first + self.n_action_steps]
 
+    def seen(self, observation: Any) -> dict[str, Tensor]:
+        """What an environment gives, stacked (batch, n_obs_steps, ...), as observations on the policy's device.
 
-def assemble(config: PolicyConfig, obs_normalizer: MinMax, action_normalizer: MinMax) -> DiffusionPolicy:
+        An environment whose observation is an array gives the one that the policy sees.
+        """
+        named = observation if isinstance(observation, Mapping) else {next(iter(self.observer.kinds)): observation}
+        dtype, found = self.action_normalizer.low.dtype, {}
+        for key, kind in self.observer.kinds.items():
+            if key not in named:
+                raise WorkbenchError(
+                    f"observation: got {', '.join(named)}; expected also {key}: the environment gives another "
+                    "observation than the policy was trained on."
+                )
+            value = torch.as_tensor(np.asarray(named[key])).to(self.device)
+            found[key] = value if kind == "image" else value.to(dtype)
+        return found
+
+
+def assemble(
+    config: PolicyConfig, obs_normalizer: MinMax, action_normalizer: MinMax, chunks: Tensor | None = None
+) -> Policy:
     """The policy that ``config`` describes.
 
     Args:
-        obs_normalizer, action_normalizer: of observations and of flat chunks; their sizes give the network's.
+        obs_normalizer, action_normalizer: of low-dimensional observations and of flat chunks; their sizes give the
+            network's.
+        chunks: (n, horizon * action_dim) of the training data, in the environment's units, for heads that fit
+            something to them.
     """
-    network = build(
-        config.network,
-        horizon=config.horizon,
-        dim=len(action_normalizer.low) // config.horizon,
-        cond_dim=config.n_obs_steps * len(obs_normalizer.low),
+    cameras = [key for key, kind in config.task.obs.items() if kind == "image"]
+    observer = Observer(config.task.obs, obs_normalizer, {key: build(config.encoder) for key in cameras})
+    shape = Shape(
+        config.horizon,
+        len(action_normalizer.low) // config.horizon,
+        config.n_obs_steps,
+        observer.features,
+        config.n_action_steps,
     )
+    network = build(config.network, horizon=shape.horizon, dim=shape.dim, cond_dim=shape.cond_dim)
     if config.prediction not in PREDICTIONS:
         raise WorkbenchError(f"prediction: got {config.prediction!r}; expected one of {', '.join(PREDICTIONS)}.")
-    denoiser = NetworkDenoiser(network, build(config.schedule), config.prediction, config.clip)
-    return DiffusionPolicy(
-        denoiser,
-        obs_normalizer,
-        action_normalizer,
-        config.horizon,
-        config.n_obs_steps,
-        config.n_action_steps,
-        config.task.reference,
+    known = None if chunks is None else action_normalizer.normalize(chunks).unflatten(1, (shape.horizon, shape.dim))
+    parts = Parts(
+        shape,
+        NetworkDenoiser(network, build(config.schedule), config.prediction, config.clip),
         bind(config.loss),
-        config.n_train,
+        partial(uniform_times, n_train=config.n_train or None),
+        known,
     )
+    return Policy(observer, build(config.head, parts), action_normalizer, shape, config.task.reference)
 
 
-def sampling_table(config: PolicyConfig, policy: DiffusionPolicy) -> Table:
-    """The solver's table that ``config`` asks for, under the policy's schedule."""
-    return table(config.sampler, config.grid, config.steps, policy.denoiser.schedule)
+def sampling_table(config: PolicyConfig, policy: Policy) -> Table | None:
+    """The solver's table that ``config`` asks for; None for a head that does not denoise."""
+    if not policy.head.denoises:
+        return None
+    return table(config.sampler, config.grid, config.steps, build(config.schedule))
 
 
-def restore(saved: Checkpoint) -> tuple[DiffusionPolicy, PolicyConfig]:
+def restore(saved: Checkpoint) -> tuple[Policy, PolicyConfig]:
     """The policy in a checkpoint, in evaluation mode, and its configuration.
 
     Raises:
@@ -161,7 +201,7 @@ def restore(saved: Checkpoint) -> tuple[DiffusionPolicy, PolicyConfig]:
     saved.require("policy")
     config = typed(PolicyConfig, saved.config)
     weights = saved.tensors("model")
-    sizes = [len(weights.get(f"{name}_normalizer.low", ())) for name in ("obs", "action")]
-    policy = assemble(config, *(MinMax.empty(size) for size in sizes))
+    seen, done = (len(weights.get(name, ())) for name in ("observer.normalizer.low", "action_normalizer.low"))
+    policy = assemble(config, MinMax.empty(seen), MinMax.empty(done))
     fill(policy, weights, saved.path)
     return policy.requires_grad_(False).eval(), config

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import OmegaConf
 
 from diffusion_core.configure import build, plain
@@ -16,10 +15,11 @@ from diffusion_core.noise import PerSample
 from diffusion_core.report import ACCENT, INK, MUTED, WARM, Page, save_figure, subplots, write_video
 from diffusion_core.run import read_metrics
 from envs.pusht import SUCCESS
-from envs.rollout import Rollout
+from envs.rollout import Observation, Rollout, stack
 from policy import published
 from policy.config import PolicyConfig
-from policy.model import DiffusionPolicy, sampling_table
+from policy.heads.diffusion import Diffusion
+from policy.model import Policy, sampling_table
 
 NAMES = {
     "mean_max_score": "mean max score (published metric)",
@@ -36,7 +36,7 @@ def write(
     out: Path,
     found: dict[str, Any],
     episodes: Sequence[Rollout],
-    policy: DiffusionPolicy,
+    policy: Policy,
     config: PolicyConfig,
     run: Path | None,
 ) -> Path:
@@ -72,17 +72,26 @@ def write(
         page.videos(paths, [describe(e) for e in filmed])
         page.text("The first seeds, not chosen by outcome. The cross is the commanded target of the finger.")
     page.heading("All episodes")
+    if all(e.coverage for e in episodes):
+        words = "coverage", "the line is the success threshold"
+    else:
+        words = "reward", "solved ones in another colour"
     page.figure(
         episode_figure(out / "episodes.png", episodes),
-        "Left: coverage over time, one line per episode. "
-        "Right: the best coverage of each episode, sorted; the line is the success threshold.",
+        f"Left: {words[0]} over time, one line per episode. Right: the best {words[0]} of each episode, sorted; "
+        f"{words[1]}.",
     )
-    page.heading("How an action chunk comes out of noise")
-    page.figure(
-        denoising_figure(out / "denoising.png", denoise_start(policy, config, found["seeds"][0], 32)),
-        f"32 samples for the first observation of seed {found['seeds'][0]}, from noise (left) to actions (right); "
-        "each line is one chunk of future finger positions, dark at its beginning.",
-    )
+    if isinstance(policy.head, Diffusion):
+        page.heading("How an action chunk comes out of noise")
+        page.figure(
+            denoising_figure(out / "denoising.png", denoise_start(policy, config, found["seeds"][0], 32)),
+            f"32 samples for the first observation of seed {found['seeds'][0]}, from noise (left) to actions (right); "
+            + (
+                "each line is one chunk of future finger positions, dark at its beginning."
+                if config.task.name.startswith("pusht")
+                else "each line is one dimension of one chunk over its steps, a colour for each dimension."
+            ),
+        )
     if run is not None and any("loss" in r for r in read_metrics(run)):
         page.heading("Learning curve")
         page.figure(
@@ -125,24 +134,30 @@ def published_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]], 
 def describe(episode: Rollout) -> str:
     """One line on an episode."""
     end = f"solved in {episode.steps} steps" if episode.success else f"not solved in {episode.steps} steps"
-    return f"seed {episode.seed}: {end}, best coverage {max(episode.coverage):.2f}"
+    covered = f", best coverage {max(episode.coverage):.2f}" if episode.coverage else ""
+    return f"seed {episode.seed}: {end}{covered}"
 
 
 def episode_figure(path: Path, episodes: Sequence[Rollout]) -> Path:
-    """Coverage over time and the best coverage of each episode."""
+    """Coverage (where the task has none: reward) over time, and the best of each episode."""
     figure, axes = subplots(1, 2, 11.0, 3.4)
     left, right = axes[0]
-    for e in episodes:
-        left.plot(0.1 * np.arange(1, e.steps + 1), e.coverage, color=ACCENT if e.success else WARM, alpha=0.45, lw=1)
-    left.axhline(SUCCESS, color=INK, lw=0.8, ls="--")
-    left.set(xlabel="time (s)", ylabel="coverage of the goal", ylim=(0, 1.02))
+    covered = all(e.coverage for e in episodes)
+    word = "coverage of the goal" if covered else "reward"
+    curves = [(e.coverage if covered else e.rewards, e.success) for e in episodes]
+    for curve, success in curves:
+        left.plot(np.arange(1, len(curve) + 1), curve, color=ACCENT if success else WARM, alpha=0.45, lw=1)
+    left.set(xlabel="control step", ylabel=word)
     left.plot([], [], color=ACCENT, label="solved")
     left.plot([], [], color=WARM, label="not solved")
-    left.legend(loc="lower right")
-    best = sorted(((max(e.coverage), e.success) for e in episodes), reverse=True)
+    best = sorted(((max(curve), success) for curve, success in curves), reverse=True)
     right.bar(range(len(best)), [b for b, _ in best], color=[ACCENT if s else WARM for _, s in best], width=0.85)
-    right.axhline(SUCCESS, color=INK, lw=0.8, ls="--")
-    right.set(xlabel="episode, sorted", ylabel="best coverage", ylim=(0, 1.02))
+    right.set(xlabel="episode, sorted", ylabel=f"best {word}")
+    if covered:
+        for axis in (left, right):
+            axis.axhline(SUCCESS, color=INK, lw=0.8, ls="--")
+            axis.set(ylim=(0, 1.02))
+    left.legend(loc="lower right")
     return save_figure(figure, path)
 
 
@@ -153,28 +168,28 @@ class Denoising:
     Args:
         times: (moments,) from 1 to 0.
         actions: (moments, n, horizon, action_dim) in the environment's units.
-        observation: (n_obs_steps, features) they are conditioned on.
-        scene: rendered start, RGB.
+        observation: stacked (n_obs_steps, ...), what they are conditioned on.
+        scene: rendered start, RGB; None where actions are no places in the picture.
     """
 
     times: np.ndarray
     actions: np.ndarray
-    observation: np.ndarray
-    scene: np.ndarray
+    observation: Observation
+    scene: np.ndarray | None
 
 
-def denoise_start(policy: DiffusionPolicy, config: PolicyConfig, seed: int, n: int) -> Denoising:
+def denoise_start(policy: Policy, config: PolicyConfig, seed: int, n: int) -> Denoising:
     """``n`` chunks for the first observation of the episode ``seed``, with all they went through."""
-    env = build(config.task.env, obs=config.task.obs)
+    env = build(config.task.env)
     observation, _ = env.reset(seed=seed)
-    scene = np.asarray(env.render())
+    scene = np.asarray(env.render()) if config.task.name.startswith("pusht") else None
     env.close()
-    device = policy.action_normalizer.low.device
-    history = np.stack([observation] * policy.n_obs_steps)
-    obs = torch.as_tensor(history).to(device, torch.float32).expand(n, *history.shape)
+    history = stack([observation] * policy.n_obs_steps)
+    obs = policy.seen(stack([history] * n))
     plan = sampling_table(config, policy)
+    assert plan is not None  # a diffusion has one
     states = list(policy.denoising(obs, plan, PerSample.from_seeds(range(n))))
-    start = policy.start(n, plan, PerSample.from_seeds(range(n)))
+    start = policy.start(obs, plan, PerSample.from_seeds(range(n)))
     moments = [(float(plan.times[0]), start)] + [(s.t, s.x) for s in states]
     actions = np.stack([policy.actions(x, obs).cpu().numpy() for _, x in moments])
     return Denoising(np.array([t for t, _ in moments]), actions, history, scene)
@@ -192,6 +207,11 @@ def draw_denoising(axes: Sequence[Any], denoising: Denoising) -> None:
     """As many moments as there are axes, the first and the last among them."""
     chosen = np.linspace(0, len(denoising.times) - 1, len(axes)).round().astype(int)
     for axis, i in zip(axes, chosen, strict=True):
+        if denoising.scene is None:
+            for dim in range(denoising.actions.shape[-1]):
+                axis.plot(denoising.actions[i, :, :, dim].T, color=f"C{dim}", lw=0.5, alpha=0.4)
+            axis.set(xlabel="step of the chunk", title=f"t = {denoising.times[i]:.2f}")
+            continue
         axis.imshow(denoising.scene, extent=(0, 512, 512, 0), alpha=0.55)
         for chunk in denoising.actions[i]:
             axis.plot(chunk[:, 0], chunk[:, 1], color=MUTED, lw=0.4, alpha=0.5)

@@ -29,7 +29,7 @@ def run(request: SampleConfig) -> Path:
     """Sample what ``request`` asks for; returns the folder of the files.
 
     ``chunks.npz`` holds ``chunks`` (n, horizon, action_dim) in the environment's units, ``path`` (moments, n,
-    horizon, action_dim) the denoising in those units, ``times`` (moments,), and the observation they are for.
+    horizon, action_dim) the denoising in those units, ``times`` (moments,), and what was observed.
     """
     if not request.checkpoint:
         raise WorkbenchError("checkpoint: got none; expected a run, a checkpoint folder or pretrained/pusht.")
@@ -40,12 +40,13 @@ def run(request: SampleConfig) -> Path:
     out = Path(request.out or "runs/sample-" + request.checkpoint.strip("/").replace("/", "-"))
     make_folder(out)
     denoising = report.denoise_start(policy, config, request.seed, request.n)
+    observed = denoising.observation
     np.savez_compressed(
         out / "chunks.npz",
         chunks=denoising.actions[-1],
         path=denoising.actions,
         times=denoising.times,
-        observation=denoising.observation,
+        **(observed if isinstance(observed, dict) else {"observation": observed}),
     )
     report.denoising_figure(out / "denoising.png", denoising)
     episode = evaluate.rollout(policy, config, [request.seed], plan, film=[request.seed])[0]

@@ -10,10 +10,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -32,9 +31,12 @@ from policy.data import sources
 from policy.data.demonstrations import Demonstrations
 from policy.data.replay import concatenate
 from policy.data.windows import limit_episodes, train_validation_split
-from policy.model import DiffusionPolicy, assemble, sampling_table
+from policy.model import Policy, assemble, sampling_table
+from policy.observer import check_kinds
 
 logger = logging.getLogger("workbench.policy")
+BATCH = 1024
+"""Windows of the validation loss at a time."""
 VALIDATION_SEEDS = range(50_000, 50_010)
 """Starts of the rollouts during training: neither the test seeds (100000...) nor the demonstrations'."""
 
@@ -54,11 +56,12 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
     Raises:
         WorkbenchError: they are missing or damaged.
     """
-    obs = cast(sources.Obs, config.task.obs)  # sources refuses any other word
-    if obs == "image":
-        raise WorkbenchError("task.obs: got image; policies learn from state or keypoints so far: use task=pusht.")
-    buffer, provenance = sources.load(config.data.source, obs)
-    space = build(config.task.env, obs=obs).action_space
+    task = config.task
+    check_kinds(task.obs)
+    env = build(task.env)
+    space = env.action_space
+    env.close()
+    buffer, provenance = sources.load(config.data.source, task.reads or list(task.obs), {"action": space.shape})
     limits = MinMax(torch.as_tensor(space.low), torch.as_tensor(space.high))
     limits.check(torch.as_tensor(buffer.arrays["action"], dtype=torch.float32), f"{config.data.source}: action")
     training, validation = train_validation_split(buffer.n_episodes, config.data.validation_fraction, config.data.seed)
@@ -68,13 +71,14 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
     def cut(episodes: Any, mirror: bool) -> Demonstrations:
         part = buffer.subset(episodes.tolist())
         if mirror:
-            if config.task.mirror is None:
+            if task.mirror is None:
                 raise WorkbenchError(
-                    f"data.mirror: task {config.task.name} has no mirror symmetry; expected data.mirror=false."
+                    f"data.mirror: task {task.name} has no mirror symmetry; expected data.mirror=false."
                 )
-            part = concatenate([part, replace(part, arrays=build(config.task.mirror, part.arrays))])
+            part = concatenate([part, replace(part, arrays=build(task.mirror, part.arrays))])
+        seen = build(task.stored, part.arrays) if task.stored else part.arrays
         return Demonstrations(
-            cast(np.ndarray, sources.observations(part, obs)),
+            {key: seen[key] for key in task.obs},
             part.arrays["action"],
             part.episode_ends,
             config.horizon,
@@ -87,19 +91,31 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
     return Data(cut(training, config.data.mirror), held_out, provenance)
 
 
+def untrained(config: PolicyConfig, data: Data) -> Policy:
+    """The policy that ``config`` describes, its normalizers fitted to the training data."""
+    keys = [key for key, kind in config.task.obs.items() if kind == "low_dim"]
+    chunks = data.training.chunks(keys, config.task.reference)
+    policy = assemble(config, MinMax.fit(data.training.low_dim(keys)), MinMax.fit(chunks), chunks)
+    if (table := sampling_table(config, policy)) is not None:
+        # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
+        policy.denoiser.bind(table.times)
+    return policy
+
+
 def validator(config: PolicyConfig, data: Data, run: Run) -> Callable[[nn.Module, int], dict[str, float]]:
     """A function that judges a policy during training: held-out loss, and the score of a few rollouts."""
 
     @torch.no_grad()
     def validate(policy: nn.Module, step: int) -> dict[str, float]:
-        assert isinstance(policy, DiffusionPolicy)
+        assert isinstance(policy, Policy)
         judged = evaluate.rollout(policy, config, VALIDATION_SEEDS, sampling_table(config, policy))
-        values = {"validation_score": sum(max(r.rewards) for r in judged) / len(judged)}
+        values = {"validation_score": evaluate.metrics(judged)[evaluate.SCORE].value}
         if data.validation is not None:
             # the same rows and noise every time, so that the curve shows the policy and not the draw
             rows = torch.arange(len(data.validation))
-            draws = Draws(torch.Generator(device=data.validation.obs.device).manual_seed(0))
-            values["validation_loss"] = float(policy(data.validation.batch(rows), draws).mean())
+            draws = Draws(torch.Generator(device=data.validation.action.device).manual_seed(0))
+            losses = [policy(data.validation.batch(part), draws) for part in rows.split(BATCH)]
+            values["validation_loss"] = float(torch.cat(losses).mean())
         return values
 
     return validate
@@ -113,11 +129,8 @@ def run(config: PolicyConfig) -> Path:
     here.log_to_file()
     data = load_data(config, distributed.device)
     logger.info("data: %s; %d training windows", data.provenance, len(data.training))
-    chunks = data.training.chunks(config.task.reference)
-    policy = assemble(config, MinMax.fit(data.training.obs), MinMax.fit(chunks))
-    # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
-    policy.denoiser.bind(sampling_table(config, policy).times)
-    logger.info("run: %s; %d parameters", here.path, sum(p.numel() for p in policy.denoiser.parameters()))
+    policy = untrained(config, data)
+    logger.info("run: %s; %d parameters", here.path, sum(p.numel() for p in policy.parameters()))
     require_same_data(here, data.provenance, "demonstrations")
     meta = {"domain": "policy", "task": config.task.name, "data": data.provenance, "commit": results.commit()}
     average = fit(
@@ -131,7 +144,7 @@ def run(config: PolicyConfig) -> Path:
         evaluate_every=config.validate_every,
     )
     if distributed.is_main_process:
-        assert isinstance(average, DiffusionPolicy)
+        assert isinstance(average, Policy)
         newest = checkpoint.find(here.path)
         evaluate.evaluate_and_report(
             [newest], config, config.evaluation, here.path / "evaluation", command=command("policy.train"), run=here

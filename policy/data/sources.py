@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
-
-import numpy as np
-from jaxtyping import Float, Shaped
 
 from diffusion_core.download import cache, content_sha256, file_sha256, put_aside, retrieve
 from diffusion_core.errors import WorkbenchError
@@ -22,12 +19,8 @@ from policy.data.replay import ReplayBuffer
 
 log = logging.getLogger(__name__)
 
-Obs: TypeAlias = Literal["state", "keypoints", "image"]
-State: TypeAlias = Float[np.ndarray, "steps 5"]
-Keypoints: TypeAlias = Float[np.ndarray, "steps 20"]
-
 SHAPES = {"action": (2,), "state": (5,), "keypoint": (9, 2), "n_contacts": (1,), "img": (96, 96, 3)}
-NEEDS: dict[str, tuple[str, ...]] = {"state": ("state",), "keypoints": ("keypoint", "state"), "image": ("img", "state")}
+"""Of the published Push-T demonstrations."""
 
 EXPERT = Path(__file__).with_name("pusht_expert.zarr.zip")
 HUMAN_URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
@@ -63,12 +56,18 @@ class Located:
     check_images: bool = False
 
 
-def load(source: str, obs: Obs, download: bool = True) -> tuple[ReplayBuffer, str]:
-    """Load what a policy with these observations needs: its arrays and `action`, validated.
+def load(
+    source: str,
+    reads: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    download: bool = True,
+) -> tuple[ReplayBuffer, str]:
+    """Load what a policy needs of a store, and `action`, validated; `img` is kept as bytes.
 
     Args:
         source: "expert", "human" or the path of a store.
-        obs: "state", "keypoints" or "image"; images are kept as bytes.
+        reads: the arrays that observations are made of.
+        shapes: what one step of an array must look like.
         download: fetch the human demonstrations when this machine has none.
 
     Returns:
@@ -77,14 +76,18 @@ def load(source: str, obs: Obs, download: bool = True) -> tuple[ReplayBuffer, st
     Raises:
         WorkbenchError: the source is not there, fails its checksum, is damaged, or lacks the arrays.
     """
-    _check_obs(obs)
-    keys = ("action", *NEEDS[obs])
-    located = locate(source, obs == "image", download)
+    keys = ("action", *(key for key in reads if key != "action"))
+    images = "img" in keys
+    located = locate(source, images, download)
     held = set(reader.describe(located.path)[1])
     if missing := [k for k in keys if k not in held]:
-        raise _lacks(f"{source} ({located.path})", missing, obs)
-    buffer = ReplayBuffer.load(located.path, keys, SHAPES, ("img",) if obs == "image" else ())
-    if located.check_images and obs == "image":
+        remedy = "use source human (or generate with images=true)" if "img" in missing else "use a store of this task"
+        raise WorkbenchError(
+            f"{source} ({located.path}): got a store without {', '.join(missing)}; expected {', '.join(keys)}, which "
+            f"this task's observations are made of: {remedy}, or another task."
+        )
+    buffer = ReplayBuffer.load(located.path, keys, shapes, ("img",) if images else ())
+    if located.check_images and images:
         _check_images(buffer, located.path)
     digest = located.sha256 or "of content " + content_sha256(buffer.arrays | {"episode_ends": buffer.episode_ends})
     # the file's name and not its path: this line travels in checkpoints and reports to other machines
@@ -92,28 +95,6 @@ def load(source: str, obs: Obs, download: bool = True) -> tuple[ReplayBuffer, st
     line = f"{name}: {buffer.n_episodes} episodes, {buffer.n_steps} steps, {located.path.name}, sha256 {digest}"
     log.info("read %s", located.path)
     return ReplayBuffer(buffer.arrays, buffer.episode_ends, source, buffer.attributes), line
-
-
-def observations(buffer: ReplayBuffer, obs: Obs) -> State | Keypoints | dict[str, Shaped[np.ndarray, "steps ..."]]:
-    """View the steps of a buffer as the environment's observations of the same name.
-
-    Returns:
-        "state": agent xy, block xy (px), block angle (rad, in [0, 2 pi): it jumps where the T turns through 0).
-        "keypoints": nine block keypoints, then agent xy (px).
-        "image": {"image": (steps, 96, 96, 3) uint8, "agent_pos": (steps, 2) px}.
-
-    Raises:
-        WorkbenchError: the buffer lacks the arrays, or holds images that are not integers 0 to 255.
-    """
-    _check_obs(obs)
-    arrays = buffer.arrays
-    if missing := [k for k in NEEDS[obs] if k not in arrays]:
-        raise _lacks(buffer.source, missing, obs)
-    if obs == "state":
-        return arrays["state"]
-    if obs == "keypoints":
-        return np.concatenate([arrays["keypoint"].reshape(buffer.n_steps, 18), arrays["state"][:, :2]], axis=1)
-    return {"image": reader.as_bytes(arrays["img"], f"{buffer.source}: img"), "agent_pos": arrays["state"][:, :2]}
 
 
 def locate(source: str, images: bool, download: bool = True) -> Located:
@@ -208,16 +189,4 @@ def _not_found(looked: str, why: str) -> WorkbenchError:
     return WorkbenchError(
         f"human demonstrations: got none at {looked}, and {why}; expected them there or at {HUMAN_URL}: run "
         "python -m policy.data fetch human where there is a network, or set WORKBENCH_DATA."
-    )
-
-
-def _check_obs(obs: str) -> None:
-    if obs not in NEEDS:
-        raise WorkbenchError(f"obs: got {obs!r}; expected one of {', '.join(NEEDS)}.")
-
-
-def _lacks(source: str, missing: list[str], obs: str) -> WorkbenchError:
-    remedy = "use source human (or generate with images=true)" if "img" in missing else "use source expert or human"
-    return WorkbenchError(
-        f"{source}: got a store without {', '.join(missing)}; expected it for obs={obs}: {remedy}, or another obs."
     )

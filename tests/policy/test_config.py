@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -38,9 +39,13 @@ PAIRS = list(itertools.product(names("preset"), names("task")))
 def test_every_preset_with_every_task_is_a_policy_that_can_be_sampled(preset, task):
     found = config(f"preset={preset}", f"task={task}")
     assert found.task.name == task
-    env = build(found.task.env, obs=found.task.obs)
-    features = env.observation_space.shape[0]
-    policy = assemble(found, MinMax.empty(features), MinMax.empty(2 * found.horizon))
+    env = build(found.task.env)
+    space = env.observation_space
+    spaces = space.spaces if isinstance(space, gymnasium.spaces.Dict) else {next(iter(found.task.obs)): space}
+    assert set(found.task.obs) <= set(spaces)
+    features = sum(spaces[key].shape[0] for key, kind in found.task.obs.items() if kind == "low_dim")
+    dim = env.action_space.shape[0]
+    policy = assemble(found, MinMax.empty(features), MinMax.empty(dim * found.horizon))
     plan = table(found.sampler, found.grid, found.steps, policy.denoiser.schedule)
     policy.denoiser.bind(plan.times)
     assert int(plan.ends_step.sum()) == found.steps

@@ -49,7 +49,7 @@ def test_the_metrics_of_four_known_episodes():
     assert (found["success_rate"].low, found["success_rate"].high) == pytest.approx((wilson.low, wilson.high))
     assert found["mean_max_score"].stderr == pytest.approx(np.std([1.0, 0.2, 1.0, 0.8], ddof=1) / 2)
     assert found["mean_max_score"].low < 0.75 < found["mean_max_score"].high
-    assert found["steps_to_success"].unit == "steps of 0.1 s"
+    assert found["steps_to_success"].unit == "steps"
 
 
 def test_without_a_solved_episode_steps_to_success_are_unknown_and_not_zero():

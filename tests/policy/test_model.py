@@ -18,29 +18,39 @@ from diffusion_core.loss import Draws
 from diffusion_core.noise import PerSample
 from diffusion_core.normalize import MinMax
 from policy.config import PolicyConfig
-from policy.model import DiffusionPolicy, assemble, restore
-from policy.train import load_data
+from policy.model import Policy, assemble, restore
+from policy.train import load_data, untrained
 from tests.policy.conftest import config
 
 SMALL = ("preset=smoke", "network.width=32", "network.depth=1", "sampler=ddim", "steps=5")
 
 
-def observations(n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return 100.0 + 300.0 * torch.rand(n, 2, 20, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+Seen = dict[str, Tensor]
 
 
-def policy_of(settings: PolicyConfig) -> DiffusionPolicy:
+def observations(n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Seen:
+    rows = 100.0 + 300.0 * torch.rand(n, 2, 20, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return {"keypoints": rows}
+
+
+def rows(obs: Seen, which: object) -> Seen:
+    return {key: values[which] for key, values in obs.items()}
+
+
+def policy_of(settings: PolicyConfig) -> Policy:
     """A policy with weights all over the place, so that every part of it matters."""
     generator = torch.Generator().manual_seed(3)
     chunks = 80.0 * torch.randn(200, 2 * settings.horizon, generator=generator)
-    policy = assemble(settings, MinMax.fit(observations(200, 1, torch.float32).flatten(0, 1)), MinMax.fit(chunks))
+    policy = assemble(
+        settings, MinMax.fit(observations(200, 1, torch.float32)["keypoints"].flatten(0, 1)), MinMax.fit(chunks)
+    )
     with torch.no_grad():
         for weights in policy.parameters():
             weights.normal_(0.0, 0.2, generator=generator)
     return policy.eval()
 
 
-def plan(policy: DiffusionPolicy, settings: PolicyConfig, obs: Tensor, seeds: list[int]) -> Tensor:
+def plan(policy: Policy, settings: PolicyConfig, obs: Seen, seeds: list[int]) -> Tensor:
     solver = table(settings.sampler, settings.grid, settings.steps, policy.denoiser.schedule)
     return policy.plan(obs, solver, PerSample.from_seeds(seeds))
 
@@ -62,7 +72,7 @@ def test_so_it_stands_in_the_training_windows(data):
     batch = demonstrations.batch(torch.arange(len(demonstrations)))
     first = policy_of(settings).executed(batch["action"])[:, 0]
     step = demonstrations.index[:, settings.n_obs_steps - 1]
-    assert torch.equal(batch["obs"][:, -1], demonstrations.obs[step])
+    assert torch.equal(batch["obs"]["keypoints"][:, -1], demonstrations.obs["keypoints"][step])
     assert torch.equal(first, demonstrations.action[step])
 
 
@@ -73,8 +83,8 @@ def test_a_plan_is_the_same_alone_and_in_any_batch_and_place(sampler):
     obs, seeds = observations(17), [9000 + i for i in range(17)]
     together = plan(policy, settings, obs, seeds)
     order = torch.randperm(17, generator=torch.Generator().manual_seed(4))
-    shuffled = plan(policy, settings, obs[order], [seeds[i] for i in order])
-    alone = torch.cat([plan(policy, settings, obs[i : i + 1], seeds[i : i + 1]) for i in range(17)])
+    shuffled = plan(policy, settings, rows(obs, order), [seeds[i] for i in order])
+    alone = torch.cat([plan(policy, settings, rows(obs, slice(i, i + 1)), seeds[i : i + 1]) for i in range(17)])
     torch.testing.assert_close(shuffled, together[order], rtol=1e-11, atol=1e-9)
     torch.testing.assert_close(alone, together, rtol=1e-11, atol=1e-9)
     assert torch.equal(alone.float(), together.float())
@@ -87,7 +97,7 @@ def test_other_noise_or_another_observation_is_another_plan():
     obs = observations(2)
     base = plan(policy, settings, obs, [1, 2])
     assert not torch.allclose(plan(policy, settings, obs, [3, 4]), base)
-    assert not torch.allclose(plan(policy, settings, obs.flip(0), [1, 2]), base)
+    assert not torch.allclose(plan(policy, settings, rows(obs, [1, 0]), [1, 2]), base)
     assert torch.equal(plan(policy, settings, obs, [1, 2]), base)
 
 
@@ -96,9 +106,9 @@ def test_with_a_reference_moving_the_robot_moves_the_plan_with_it():
     settings = config(*SMALL)
     policy = policy_of(settings).double()
     x, obs = torch.randn(4, 16, 2, dtype=torch.float64), observations(4)
-    moved = obs.clone()
-    moved[:, -1, 18] += 7.0
-    moved[:, -1, 19] -= 3.0
+    moved = {"keypoints": obs["keypoints"].clone()}
+    moved["keypoints"][:, -1, 18] += 7.0
+    moved["keypoints"][:, -1, 19] -= 3.0
     shift = policy.actions(x, moved) - policy.actions(x, obs)
     torch.testing.assert_close(shift, torch.tensor([7.0, -3.0], dtype=torch.float64).expand_as(shift))
     absolute = policy_of(config(*SMALL, "task.reference=[]")).double()
@@ -110,7 +120,7 @@ def test_training_and_sampling_agree_on_what_a_normalised_chunk_is(data, referen
     """A perfect denoiser returns the demonstration: normalise as in training, come back as in sampling."""
     settings = config(*SMALL, f"data.source={data}", f"task.reference={reference}")
     training = load_data(settings).training
-    policy = assemble(settings, MinMax.fit(training.obs), MinMax.fit(training.chunks(settings.task.reference)))
+    policy = untrained(settings, load_data(settings))
     seen: list[Tensor] = []
 
     def remember(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
@@ -133,7 +143,7 @@ def test_training_and_sampling_agree_on_what_a_normalised_chunk_is(data, referen
     torch.testing.assert_close(policy.actions(seen[0] / alpha, batch["obs"]), batch["action"], rtol=1e-5, atol=1e-3)
 
 
-def saved(policy: DiffusionPolicy, settings: PolicyConfig, folder: Path, **meta: str) -> checkpoint.Checkpoint:
+def saved(policy: Policy, settings: PolicyConfig, folder: Path, **meta: str) -> checkpoint.Checkpoint:
     about = {"domain": "policy", "task": settings.task.name, "data": "none", "commit": "none"} | meta
     path = checkpoint.save(folder, 1, {"model": policy.state_dict()}, plain(settings), about)
     return checkpoint.load(path)
@@ -153,8 +163,8 @@ def test_the_normalizer_comes_back_with_the_checkpoint_to_the_last_bit(tmp_path)
     settings = config(*SMALL)
     policy = policy_of(settings)
     back, _ = restore(saved(policy, settings, tmp_path))
-    for name in ("obs_normalizer", "action_normalizer"):
-        one, other = getattr(policy, name), getattr(back, name)
+    pairs = ((policy.observer.normalizer, back.observer.normalizer), (policy.action_normalizer, back.action_normalizer))
+    for one, other in pairs:
         assert torch.equal(one.low, other.low) and torch.equal(one.high, other.high)
         x = torch.randn(9, len(one.low))
         assert torch.equal(one.normalize(x), other.normalize(x))
