@@ -124,13 +124,14 @@ class Product(Denoiser):
         noisy = chosen(lambda e: e.on == "x_t")
         far = chosen(lambda e: e.on == "x0_hat" and e.through == "denoiser")
         near = chosen(lambda e: e.on == "x0_hat" and e.through == "estimate")
-        in_x_t = process.tilt(times, "x_t") if noisy or far else None
-        in_x0_hat = process.tilt(times, "x0_hat") if near else None
-        # host booleans, so that an energy that is off costs nothing
-        off = [not bool(sum((s[i] != 0.0).any() for _, s in strengths)) for i in range(len(clock))]
+        # host booleans, so that an energy that is off costs nothing, and may be off where it would mean nothing
+        on = [i for i in range(len(clock)) if any(bool((s[i] != 0.0).any()) for _, s in strengths)]
+        row = {i: j for j, i in enumerate(on)}
+        in_x_t = process.tilt(_rows(times, on), "x_t") if on and (noisy or far) else None
+        in_x0_hat = process.tilt(_rows(times, on), "x0_hat") if on and near else None
 
         def tilted(x: Any, i: int) -> Any:
-            if off[i]:
+            if i not in row:
                 return evaluate(x, i)
             if not in_x_t:
                 estimate = evaluate(x, i)
@@ -141,12 +142,12 @@ class Product(Denoiser):
                     costs = [_weighted(s[i], e.cost(clean(leaf, estimate, i))) for e, s in far]
                     costs += [_weighted(s[i], e.cost(leaf, clock[i])) for e, s in noisy]
                     gradient = _gradient(costs, leaf)
-                estimate = in_x_t(x, _detached(estimate) if far else evaluate(x, i), gradient, i)
+                estimate = in_x_t(x, _detached(estimate) if far else evaluate(x, i), gradient, row[i])
             if in_x0_hat:
                 with torch.enable_grad():
                     leaf = _leaf(clean(x, estimate, i))
                     gradient = _gradient([_weighted(s[i], e.cost(leaf)) for e, s in near], leaf)
-                estimate = in_x0_hat(x, estimate, gradient, i)
+                estimate = in_x0_hat(x, estimate, gradient, row[i])
             return estimate
 
         return tilted
