@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from diffusion_core.errors import WorkbenchError
-from policy.data import reader, writer
+from policy.data import forms
+from policy.data.forms import Wish
 from policy.data.reader import MEND
 
 _ROWS = 8192
@@ -41,8 +42,9 @@ class ReplayBuffer:
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         as_uint8: Sequence[str] = (),
         fill_absent: bool = False,
+        filter_key: str | None = None,
     ) -> ReplayBuffer:
-        """Read diffusion_policy's layout from zarr v2 or v3 (directory, zip, or a folder inside a zip) or .npz.
+        """Read diffusion_policy's zarr (v2 or v3, directory or zip), .npz, robomimic's .hdf5 or a LeRobot folder.
 
         Args:
             path: of the store.
@@ -50,11 +52,12 @@ class ReplayBuffer:
             shapes: what one step of an array must look like, for example {"action": (2,)}.
             as_uint8: arrays to keep as bytes whatever their dtype on disk; see `reader.read`.
             fill_absent: accept absent chunks as zarr does; see `reader.read`.
+            filter_key: of robomimic's `mask/`, such as train: take these demos only.
 
         Raises:
-            WorkbenchError: the store cannot be read whole (see `reader.read`), or `validate` refuses it.
+            WorkbenchError: the store cannot be read whole (see `forms.read`), or `validate` refuses it.
         """
-        found = reader.read(Path(path), keys, as_uint8, fill_absent)
+        found = forms.read(Path(path), keys, as_uint8, fill_absent, filter_key)
         buffer = cls(found.arrays, found.episode_ends, str(path), found.attributes)
         buffer.validate(shapes)
         return buffer
@@ -80,13 +83,21 @@ class ReplayBuffer:
         return cls(joined.arrays, joined.episode_ends, "memory", dict(attributes or {}))
 
     def save(self, path: str | Path, zarr_format: int = 2, overwrite: bool = False) -> None:
-        """Write a validated store (.zarr directory, .zarr.zip or .npz by its name); see `writer.write`.
+        """Write a validated store (.zarr directory, .zarr.zip, .npz or .hdf5 by its name); see `forms.write`.
 
         Raises:
             WorkbenchError: `validate` refuses the buffer, the path is taken, or the disk refuses.
         """
+        self.save_as(path, Wish(zarr_format=zarr_format, overwrite=overwrite))
+
+    def save_as(self, path: str | Path, wish: Wish) -> None:
+        """Write a validated buffer as `wish` says; a LeRobot folder, for example.
+
+        Raises:
+            WorkbenchError: as `save`.
+        """
         self.validate()
-        writer.write(Path(path), self.arrays, self.episode_ends, self.attributes, zarr_format, overwrite)
+        forms.write(Path(path), self.arrays, self.episode_ends, self.attributes, wish)
 
     def validate(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
         """Refuse what cannot be learned from.

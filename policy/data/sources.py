@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diffusion_core.download import cache, content_sha256, file_sha256, put_aside, retrieve
 from diffusion_core.errors import WorkbenchError
-from policy.data import reader
+from policy.data import forms
 from policy.data.replay import ReplayBuffer
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def load(
     keys = ("action", *(key for key in reads if key != "action"))
     images = "img" in keys
     located = locate(source, images, download)
-    held = set(reader.describe(located.path)[1])
+    held = set(forms.describe(located.path)[1])
     if missing := [k for k in keys if k not in held]:
         remedy = "use source human (or generate with images=true)" if "img" in missing else "use a store of this task"
         raise WorkbenchError(

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,14 +47,27 @@ def write(
     check(path, zarr_format, overwrite)
     encode = _encode_npz if path.suffix == ".npz" else _encode_zarr
     encoded = encode(arrays, episode_ends, attributes, zarr_format)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _remove(fresh)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with placed(path) as fresh:
         if path.suffix == ".zarr":
             _write_directory(fresh, encoded)
         else:
             _write_zip(fresh, encoded, zipfile.ZIP_DEFLATED if path.suffix == ".npz" else zipfile.ZIP_STORED)
+
+
+@contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """Yield a hidden sibling of `path` to write to, a file or a folder; afterwards flush it and rename it to `path`.
+
+    Raises:
+        WorkbenchError: the disk refuses; an error inside goes on, and nothing is left of what was written.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _remove(fresh)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield fresh
+        for written in [fresh, *fresh.rglob("*")] if fresh.is_dir() else [fresh]:
+            flush(written)
         _rename(fresh, path)
     except OSError as error:
         raise WorkbenchError(
@@ -74,6 +88,15 @@ def check(path: Path, zarr_format: int, overwrite: bool) -> None:
         raise WorkbenchError(f"{path}: got suffix {path.suffix!r}; expected a name ending in .zarr, .zarr.zip or .npz.")
     if zarr_format not in (2, 3):
         raise WorkbenchError(f"zarr_format: got {zarr_format}; expected 2 (diffusion_policy reads it) or 3.")
+    check_place(path, overwrite)
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Refuse a path that is taken, or where none may write.
+
+    Raises:
+        WorkbenchError: so it is.
+    """
     if path.exists() and not overwrite:
         raise WorkbenchError(f"{path}: got a path that exists; expected a free one: remove it or add overwrite=true.")
     near = next(p for p in path.absolute().parents if p.exists())
@@ -125,15 +148,12 @@ def _encode_npz(
 
 
 def _write_zip(path: Path, files: Mapping[str, bytes | memoryview], compression: int) -> None:
-    with path.open("wb") as stream:
-        with zipfile.ZipFile(stream, "w") as archive:
-            for name, content in files.items():
-                info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-                info.compress_type = compression
-                info.external_attr = 0o644 << 16
-                archive.writestr(info, content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = compression
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, content)
 
 
 def _write_directory(path: Path, files: Mapping[str, bytes | memoryview]) -> None:
@@ -141,7 +161,6 @@ def _write_directory(path: Path, files: Mapping[str, bytes | memoryview]) -> Non
         target = path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-        flush(target)
 
 
 def _rename(fresh: Path, path: Path) -> None:
