@@ -7,7 +7,7 @@ only targets inside the modules that define building blocks are accepted.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
@@ -108,14 +108,23 @@ def bind(leaf: Mapping[str, Any]) -> Any:
     return partial(constructor, **keywords)
 
 
-def table(sampler: Mapping[str, Any], grid: Mapping[str, Any], steps: int, schedule: Schedule) -> Table:
+def table(
+    sampler: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    steps: int,
+    schedule: Schedule,
+    arrange: Callable[[Any], Any] | None = None,
+) -> Table:
     """The solver's table that the leaves ``sampler`` and ``grid`` describe, with ``steps`` steps.
+
+    Args:
+        arrange: what is made of the grid before the solver sees it, such as a time for every token.
 
     Raises:
         WorkbenchError: a leaf does not fit its constructor, or the times do not suit the schedule.
     """
     times = build(grid, **({"schedule": schedule} if _takes(grid, "schedule") else {}), n=steps)
-    return build(sampler, schedule, times)
+    return build(sampler, schedule, times if arrange is None else arrange(times))
 
 
 def _takes(leaf: Mapping[str, Any], name: str) -> bool:

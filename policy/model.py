@@ -66,7 +66,10 @@ class Policy(nn.Module):
         Raises:
             WorkbenchError: this one has none.
         """
-        return self.diffusion.denoiser
+        found = getattr(self.head, "denoiser", None)
+        if not isinstance(found, NetworkDenoiser):
+            raise WorkbenchError(f"policy: got a head of {type(self.head).__name__}; expected one that denoises.")
+        return found
 
     @property
     def diffusion(self) -> Diffusion:
@@ -189,7 +192,7 @@ def sampling_table(config: PolicyConfig, policy: Policy) -> Table | None:
     """The solver's table that ``config`` asks for; None for a head that does not denoise."""
     if not policy.head.denoises:
         return None
-    return table(config.sampler, config.grid, config.steps, build(config.schedule))
+    return table(config.sampler, config.grid, config.steps, build(config.schedule), policy.head.arrange)
 
 
 def restore(saved: Checkpoint) -> tuple[Policy, PolicyConfig]:

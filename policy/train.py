@@ -31,7 +31,8 @@ from policy.data import sources
 from policy.data.demonstrations import Demonstrations
 from policy.data.replay import concatenate
 from policy.data.windows import limit_episodes, train_validation_split
-from policy.model import Policy, assemble, sampling_table
+from policy.heads.consistency import Consistency
+from policy.model import Policy, assemble, restore, sampling_table
 from policy.observer import check_kinds
 
 logger = logging.getLogger("workbench.policy")
@@ -96,10 +97,32 @@ def untrained(config: PolicyConfig, data: Data) -> Policy:
     keys = [key for key, kind in config.task.obs.items() if kind == "low_dim"]
     chunks = data.training.chunks(keys, config.task.reference)
     policy = assemble(config, MinMax.fit(data.training.low_dim(keys)), MinMax.fit(chunks), chunks)
+    if config.teacher:
+        learn_from(policy, config)
     if (table := sampling_table(config, policy)) is not None:
         # an impossible combination (eps at zero signal, a grid of another schedule) is refused now, not after training
         policy.denoiser.bind(table.times)
     return policy
+
+
+def learn_from(policy: Policy, config: PolicyConfig) -> None:
+    """Begin with the weights and the units of the policy ``config.teacher``, and learn from its flow.
+
+    Raises:
+        WorkbenchError: the head learns from nobody, or the teacher is another kind of policy.
+    """
+    if not isinstance(policy.head, Consistency):
+        raise WorkbenchError(f"teacher: got {config.teacher} for a head that has none; expected head=consistency.")
+    saved = checkpoint.find(config.teacher, evaluate.PRETRAINED)
+    teacher, theirs = restore(saved)
+    for name in ("schedule", "prediction", "network", "n_obs_steps", "horizon"):
+        if getattr(theirs, name) != getattr(config, name):
+            raise WorkbenchError(
+                f"teacher: got {config.teacher} with {name}={getattr(theirs, name)}; expected {getattr(config, name)}, "
+                f"that of this run: set {name} to the teacher's, or take another."
+            )
+    checkpoint.fill(policy, teacher.state_dict(), saved.path)
+    policy.head.taught_by(teacher.denoiser)
 
 
 def validator(config: PolicyConfig, data: Data, run: Run) -> Callable[[nn.Module, int], dict[str, float]]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws
 from diffusion_core.nn.embed import sinusoidal_positions
 from diffusion_core.noise import Noise
@@ -60,6 +61,9 @@ class Act(Head):
         self.outlet = nn.Linear(width, parts.shape.dim)
         for name, length in (("queries", parts.shape.horizon), ("places", 1 + parts.shape.n_obs_steps)):
             self.register_buffer(name, sinusoidal_positions(length, width), persistent=False)
+
+    def arrange(self, grid: Grid) -> Grid:
+        return grid
 
     def loss(
         self, chunk: Float[Tensor, "batch horizon dim"], cond: Float[Tensor, "batch cond"], draws: Draws

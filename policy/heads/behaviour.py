@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws
 from diffusion_core.nn.embed import sinusoidal_positions
 from diffusion_core.noise import Noise
@@ -61,6 +62,9 @@ class BehaviourTransformer(Head):
         self.register_buffer("position", sinusoidal_positions(steps, width), persistent=False)
         mask = nn.Transformer.generate_square_subsequent_mask(steps)
         self.register_buffer("mask", mask, persistent=False)
+
+    def arrange(self, grid: Grid) -> Grid:
+        return grid
 
     def loss(
         self, chunk: Float[Tensor, "batch horizon dim"], cond: Float[Tensor, "batch cond"], draws: Draws

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_core import sample
 from diffusion_core.errors import WorkbenchError
+from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws, denoising_loss
 from diffusion_core.noise import Noise
 from diffusion_core.process.gaussian import Gaussian
+from diffusion_core.schedule import Schedule
 from diffusion_core.solvers import Table
 from policy.heads.head import Head, Parts
 
@@ -31,6 +32,9 @@ class Diffusion(Head):
         super().__init__()
         self.shape, self.denoiser = parts.shape, parts.denoiser
         self.weighting, self.times = parts.weighting, parts.times
+
+    def arrange(self, grid: Grid) -> Grid:
+        return grid
 
     def loss(
         self, chunk: Float[Tensor, "batch horizon dim"], cond: Float[Tensor, "batch cond"], draws: Draws
@@ -54,10 +58,10 @@ class Diffusion(Head):
         return prior(self.denoiser.schedule, (len(cond), self.shape.horizon, self.shape.dim), cond, table, noise)
 
 
-def prior(schedule: object, shape: tuple[int, int, int], cond: Tensor, table: Table, noise: Noise) -> Tensor:
+def prior(schedule: Schedule, shape: tuple[int, int, int], cond: Tensor, table: Table, noise: Noise) -> Tensor:
     """Samples of a Gaussian process's prior at the table's first time."""
     z = noise.normal(shape, cond.dtype, cond.device)
-    return Gaussian(schedule).prior(z, float(torch.as_tensor(table.times[0]).flatten()[0]))  # type: ignore[arg-type]
+    return Gaussian(schedule).prior(z, float(table.times[0].flatten()[0]))
 
 
 def required(table: Table | None) -> Table:

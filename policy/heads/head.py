@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion_core.denoise import NetworkDenoiser
+from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws, Weighting
 from diffusion_core.noise import Noise
 from diffusion_core.solvers import Table
@@ -75,6 +76,10 @@ class Head(nn.Module, ABC):
     """
 
     denoises: ClassVar[bool]
+
+    @abstractmethod
+    def arrange(self, grid: Grid) -> Any:
+        """The times of a solver's table: the grid itself, or one for every action; not asked where none denoises."""
 
     @abstractmethod
     def loss(

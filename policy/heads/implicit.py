@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws
 from diffusion_core.noise import Noise
 from diffusion_core.solvers import Table
@@ -60,6 +61,9 @@ class Implicit(Head):
         for layer in self.layers[1:]:
             h = layer(torch.relu(h))
         return self.outlet(torch.relu(h)).squeeze(-1)
+
+    def arrange(self, grid: Grid) -> Grid:
+        return grid
 
     def loss(
         self, chunk: Float[Tensor, "batch horizon dim"], cond: Float[Tensor, "batch cond"], draws: Draws

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws
 from diffusion_core.noise import Noise
 from diffusion_core.solvers import Table
@@ -39,6 +40,9 @@ class LstmGmm(Head):
         self.shape, self.modes, self.least_std = parts.shape, modes, least_std
         self.lstm = nn.LSTM(parts.shape.features, width, layers, batch_first=True)
         self.outlet = nn.Linear(width, modes * (1 + 2 * parts.shape.dim))
+
+    def arrange(self, grid: Grid) -> Grid:
+        return grid
 
     def loss(
         self, chunk: Float[Tensor, "batch horizon dim"], cond: Float[Tensor, "batch cond"], draws: Draws

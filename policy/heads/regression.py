@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws
 from diffusion_core.noise import Noise
 from diffusion_core.solvers import Table
@@ -26,6 +27,9 @@ class Regression(Head):
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.shape, self.network = parts.shape, parts.denoiser.network
+
+    def arrange(self, grid: Grid) -> Grid:
+        return grid
 
     def loss(
         self, chunk: Float[Tensor, "batch horizon dim"], cond: Float[Tensor, "batch cond"], draws: Draws

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.nn.embed import Sinusoidal
 from diffusion_core.nn.mlp import ResidualMLP
+from diffusion_core.nn.sequence import SequenceDiT, SequenceTransformer
 from diffusion_core.nn.unet1d import UNet1d
 
 HORIZON, DIM, COND = 8, 2, 5
@@ -22,6 +23,8 @@ def build(name: str) -> nn.Module:
     network = {
         "mlp": lambda: ResidualMLP(HORIZON, DIM, COND, width=24, depth=2),
         "unet": lambda: UNet1d(HORIZON, DIM, COND, widths=(8, 16, 24), time_dim=16),
+        "transformer": lambda: SequenceTransformer(HORIZON, DIM, COND, 1, 16, 2, 2, causal=False),
+        "dit": lambda: SequenceDiT(HORIZON, DIM, COND, 16, 2, 2),
     }[name]()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -38,7 +41,7 @@ def inputs(batch: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-every_network = pytest.mark.parametrize("name", ["mlp", "unet"])
+every_network = pytest.mark.parametrize("name", ["mlp", "unet", "transformer", "dit"])
 
 
 @every_network
@@ -67,6 +70,30 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(name):
     network = build(name).double()
     x, t, cond = (a.double() for a in inputs(5))
     torch.testing.assert_close(network(x, t, cond)[2:3], network(x[2:3], t[2:3], cond[2:3]), rtol=1e-10, atol=1e-10)
+
+
+def test_a_causal_transformer_sees_no_later_action():
+    torch.manual_seed(0)
+    network = SequenceTransformer(HORIZON, DIM, COND, 1, 16, 2, 2).double()
+    x, t, cond = (a.double() for a in inputs(1))
+    x.requires_grad_(True)
+    reached = torch.autograd.grad(network(x, t, cond)[0, 3].sum(), x)[0].abs().sum(-1)[0]
+    assert bool((reached[:4] > 0).all()) and bool((reached[4:] == 0).all())
+
+
+def test_a_transformer_takes_a_token_for_each_observation():
+    network = SequenceTransformer(HORIZON, DIM, 6, 3, 16, 1, 2)
+    assert network.observed.in_features == 2
+    with pytest.raises(WorkbenchError, match="a condition of 5 in 2 tokens; expected .* divisible by its tokens"):
+        SequenceTransformer(HORIZON, DIM, 5, 2, 16, 1, 2)
+
+
+@pytest.mark.parametrize("network", [ResidualMLP, SequenceDiT])
+def test_a_time_for_every_token_that_is_the_same_for_all_is_one_time(network):
+    torch.manual_seed(0)
+    made = network(HORIZON, DIM, COND, width=16, depth=1, token_times=True)
+    x, t, cond = inputs()
+    torch.testing.assert_close(made(x, t[:, None].expand(-1, HORIZON), cond), made(x, t, cond))
 
 
 def test_a_fresh_mlp_predicts_zero_and_its_blocks_are_the_identity():

@@ -23,6 +23,8 @@ from diffusion_core.errors import WorkbenchError
 from diffusion_core.run import launch, read_metrics
 from policy import evaluate, train
 from policy.config import EvaluateConfig
+from policy.model import restore
+from tests.policy.conftest import config
 
 
 def episodes_of(evaluation: Path) -> list[dict[str, str]]:
@@ -123,6 +125,26 @@ def test_another_sampler_can_be_named_at_evaluation(trained, tmp_path):
     euler = {"_target_": "diffusion_core.solvers.euler"}
     found = judge(trained, tmp_path / "euler", n=1, sampler=euler, steps=3)
     assert found["sampler"] == {"solver": euler, "grid": found["sampler"]["grid"], "steps": 3}
+
+
+def test_a_consistency_policy_begins_as_its_teacher_and_learns_from_it(trained, data, tmp_path):
+    words = ["preset=smoke", "head=consistency", "prediction=x0", f"teacher={trained}", f"data.source={data}"]
+    settings = config(*words, f"runs={tmp_path}", "train.steps=20", "evaluation.n=1", "evaluation.film=0")
+    settings.task.env["max_steps"] = 16
+    policy = train.untrained(settings, train.load_data(settings))
+    teacher, _ = restore(checkpoint.find(str(trained)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(policy.state_dict().values(), teacher.state_dict().values(), strict=True)
+    )
+    (taught,) = policy.head.teacher
+    assert not any(key.startswith("head.teacher") for key in policy.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), teacher.denoiser.parameters(), strict=True))
+    found = json.loads((train.run(settings) / "evaluation" / "evaluation.json").read_text())
+    assert found["sampler"]["steps"] == 1
+    for wrong, match in (("network.width=32", "with network="), ("head=diffusion", "expected head=consistency")):
+        other = config(*words, wrong)
+        with pytest.raises(WorkbenchError, match=match):
+            train.untrained(other, train.load_data(other))
 
 
 def tampered(trained: Path, folder: Path, **meta: str) -> Path:
