@@ -59,14 +59,15 @@ def prediction(task: str) -> str:
             name = f"{model}, density to the power {power:g}" if power != 1.0 else model
             rates = [percent(m["match_rate"]), percent(m["match_rate_valid"])]
             distances = [number(m[k], 4) for k in ("rmse", "rmse_valid")]
-            rows.append([name, str(part["k"]), *rates, *distances, percent(m["metre"]), str(part["n"]), ""])
+            matched = [*rates, *distances, number(m["crmse"], 4), percent(m["metre"])]
+            rows.append([name, str(part["k"]), str(part["evaluations"]), *matched, str(part["n"]), ""])
     for line in published.PREDICTION[task]:
         cells = ["", f"{line.match:g}", "", f"{line.rmse:g}"]
         if "all" in line.method:
             cells = [f"{line.match:g}", "", f"{line.rmse:g}", ""]
-        rows.append([line.method, str(line.k), *cells, "", "whole test set", line.source])
-    head = ["", "k", "match rate %, all", "valid only", "RMSE, all", "valid only", "METRe %", "n", "source"]
-    return markdown(head, rows)
+        rows.append([line.method, str(line.k), "", *cells, "", "", "whole test set", line.source])
+    head = ["", "k", "evaluations", "match rate %, all", "valid only", "RMSE, all", "valid only", "cRMSE", "METRe %"]
+    return markdown([*head, "n", "source"], rows)
 
 
 def trust() -> str:

@@ -3,8 +3,8 @@
     python -m materials.experiments.tables --checkpoint RUN --n 1000 --coverage 1000 \\
         --predict 1:3785:1 20:300:1 --out benchmarks/results/materials/perov_5.json
 
-Structures are predicted as often as ``--predict`` has entries: predictions of each composition, compositions, and the
-exponent of the density.
+Structures are predicted as often as ``--predict`` has entries: predictions of each composition, compositions, the
+exponent of the density, and evaluations of the network (where not given: ``--steps``).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from materials.data import sources
 from materials.experiments import lab
 
 
-def asked_for(word: str) -> tuple[int, int, float]:
-    """``k:n:power``."""
-    k, n, power = word.split(":")
-    return int(k), int(n), float(power)
+def asked_for(word: str) -> tuple[int, int, float, int]:
+    """``k:n:power`` or ``k:n:power:evaluations``."""
+    k, n, power, *steps = word.split(":")
+    return int(k), int(n), float(power), int(steps[0]) if steps else 0
 
 
 def experiment(asked: argparse.Namespace) -> dict[str, Any]:
@@ -53,11 +53,12 @@ def experiment(asked: argparse.Namespace) -> dict[str, Any]:
         found["de_novo"], _, _ = evaluate.de_novo(model, config, evaluation, train, test)
         found["test_set"] = evaluate.of_test_set(test, evaluation, config.task.name)
     found["predictions"] = []
-    for k, n, power in asked.predict:
+    for k, n, power, steps in asked.predict:
         wish = replace(evaluation, csp=n, k=k)
-        part, _ = evaluate.prediction(model, replace(config, power=power), wish, test)
+        how = replace(config, power=power, steps=steps or config.steps)
+        part, _ = evaluate.prediction(model, how, wish, test)
         lab.logger.info("k = %d, n = %d, power %g: %s", k, n, power, part["metrics"]["match_rate"])
-        found["predictions"].append({**part, "power": power})
+        found["predictions"].append({**part, "power": power, "evaluations": how.steps})
     return found
 
 
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--coverage", type=int, default=0, help="crystals whose fingerprints are compared")
     parser.add_argument("--stability", type=int, default=0, help="crystals that are relaxed")
     parser.add_argument("--compositions", action="store_true", help="draw crystals of the training data's compositions")
-    parser.add_argument("--predict", type=asked_for, nargs="*", default=[], help="k:n:power, for each table row")
+    parser.add_argument("--predict", type=asked_for, nargs="*", default=[], help="k:n:power[:evaluations], for each row")
     parser.add_argument("--steps", type=int, default=0, help="evaluations; 0: as trained")
     parser.add_argument("--start", type=float, default=0.0, help="time at which sampling starts; 0: as trained")
     parser.add_argument("--workers", type=int, default=EvaluationConfig().workers)
