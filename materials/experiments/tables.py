@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--coverage", type=int, default=0, help="crystals whose fingerprints are compared")
     parser.add_argument("--stability", type=int, default=0, help="crystals that are relaxed")
     parser.add_argument("--compositions", action="store_true", help="draw crystals of the training data's compositions")
-    parser.add_argument("--predict", type=asked_for, nargs="*", default=[], help="k:n:power[:evaluations], for each row")
+    parser.add_argument("--predict", type=asked_for, nargs="*", default=[], help="k:n:power[:evaluations], a row each")
     parser.add_argument("--steps", type=int, default=0, help="evaluations; 0: as trained")
     parser.add_argument("--start", type=float, default=0.0, help="time at which sampling starts; 0: as trained")
     parser.add_argument("--workers", type=int, default=EvaluationConfig().workers)
