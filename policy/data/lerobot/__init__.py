@@ -14,7 +14,7 @@ Source: huggingface/lerobot, the layout of LeRobotDataset v2.1 and v3.0.
 """
 
 from policy.data.lerobot.layout import is_dataset
-from policy.data.lerobot.read import describe, read
-from policy.data.lerobot.write import write
+from policy.data.lerobot.reader import describe, read
+from policy.data.lerobot.writer import write
 
 __all__ = ["describe", "is_dataset", "read", "write"]

@@ -143,7 +143,7 @@ def _picture(path: Path, root: Path, cell: dict[str, Any] | None) -> np.ndarray:
 
 def _film(folder: Folder, camera: str, times: list[np.ndarray]) -> np.ndarray:
     height, width = _size(folder.info["features"][camera])
-    fps = folder.info["fps"]
+    fps = float(folder.info["fps"])
     out = np.empty((sum(e.length for e in folder.episodes), height, width, 3), np.uint8)
     row = 0
     for path, group in groupby(zip(folder.episodes, times, strict=True), lambda pair: pair[0].clips[camera].path):

@@ -64,7 +64,6 @@ def write(
         raise WorkbenchError(f"{root.name}: got fps={fps}; expected the control rate in Hz: add fps=10, say.")
     if images not in ("png", "video"):
         raise WorkbenchError(f"{root.name}: got images={images}; expected png (lossless) or video (lossy).")
-    fps = int(fps) if float(fps).is_integer() else float(fps)
     tasks = _tasks(root, arrays, attributes, task)
     named = _features(root, arrays, attributes)
     lengths = np.diff(ends, prepend=0)
@@ -96,7 +95,7 @@ def write(
         "chunks_size": FILES_PER_CHUNK,
         "data_files_size_in_mb": TABLE_MB,
         "video_files_size_in_mb": VIDEO_MB,
-        "fps": fps,
+        "fps": int(fps) if fps.is_integer() else fps,
         "splits": {"train": f"0:{len(ends)}"},
         "data_path": TABLES.replace("chunk:", "chunk_index:").replace("file:", "file_index:"),
         "video_path": VIDEOS.replace("chunk:", "chunk_index:")
