@@ -21,6 +21,7 @@ from diffusion_core.noise import Noise
 from diffusion_core.normalize import MinMax
 from diffusion_core.predict import PREDICTIONS
 from diffusion_core.solvers import Table
+from policy import language
 from policy.config import PolicyConfig
 from policy.heads import Head, Parts, Shape
 from policy.heads.diffusion import Diffusion
@@ -149,7 +150,10 @@ class Policy(nn.Module):
                     f"observation: got {', '.join(named)}; expected also {key}: the environment gives another "
                     "observation than the policy was trained on."
                 )
-            value = torch.as_tensor(np.asarray(named[key])).to(self.device)
+            given = np.asarray(named[key])
+            if kind == "language":
+                given = language.embed(given.flatten().tolist()).reshape(*given.shape, -1)
+            value = torch.as_tensor(given).to(self.device)
             found[key] = value if kind == "image" else value.to(dtype)
         return found
 

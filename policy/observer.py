@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.loss import Draws
 from diffusion_core.normalize import MinMax
+from policy import language
 from policy.encoders import Encoder
 
 Kind = Literal["low_dim", "image", "language"]
@@ -27,29 +28,23 @@ class Observer(nn.Module):
         kinds: key of the environment's observation to its kind; the order is that of the features.
         normalizer: of the low-dimensional features side by side; its values are part of the weights.
         encoders: of each camera.
-        language_dim: numbers of an instruction's embedding.
     """
 
-    def __init__(
-        self,
-        kinds: Mapping[str, str],
-        normalizer: MinMax,
-        encoders: Mapping[str, Encoder],
-        language_dim: int = 0,
-    ) -> None:
+    def __init__(self, kinds: Mapping[str, str], normalizer: MinMax, encoders: Mapping[str, Encoder]) -> None:
         super().__init__()
         check_kinds(kinds)
         self.kinds = dict(kinds)
         self.normalizer = normalizer
         self.encoders = nn.ModuleDict(encoders)
         texts = sum(kind == "language" for kind in kinds.values())
-        self.features = len(normalizer.low) + sum(e.features for e in encoders.values()) + texts * language_dim
+        self.features = len(normalizer.low) + sum(e.features for e in encoders.values()) + texts * language.DIM
 
     def forward(self, obs: Mapping[str, Tensor], draws: Draws | None = None) -> Float[Tensor, "batch cond"]:
         """The condition.
 
         Args:
-            obs: of each key (batch, n_obs_steps, ...): numbers, or images (height, width, channels) 0 to 255.
+            obs: of each key (batch, n_obs_steps, ...): numbers, images (height, width, channels) 0 to 255, or the
+                embedding of an instruction.
             draws: random numbers of a training step, for the encoders' augmentation; None: not in training.
         """
         low = self.low_dim(obs)

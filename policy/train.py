@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -25,11 +26,11 @@ from diffusion_core.normalize import MinMax
 from diffusion_core.resume import open_run, require_same_data, resumable
 from diffusion_core.run import Run, command, launch, one_line_errors
 from diffusion_core.train import fit, processes
-from policy import evaluate
+from policy import evaluate, language
 from policy.config import PolicyConfig
 from policy.data import sources
 from policy.data.demonstrations import Demonstrations
-from policy.data.replay import concatenate
+from policy.data.replay import ReplayBuffer, concatenate
 from policy.data.windows import limit_episodes, train_validation_split
 from policy.heads.consistency import Consistency
 from policy.model import Policy, assemble, restore, sampling_table
@@ -62,7 +63,12 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
     env = build(task.env)
     space = env.action_space
     env.close()
-    buffer, provenance = sources.load(config.data.source, task.reads or list(task.obs), {"action": space.shape})
+    told = [key for key, kind in task.obs.items() if kind == "language"]
+    reads = task.reads or [key for key in task.obs if key not in told]
+    buffer, provenance = sources.load(
+        config.data.source, [*reads, *(["task_index"] if told else [])], {"action": space.shape}
+    )
+    sentences = embedded(buffer) if told else None
     limits = MinMax(torch.as_tensor(space.low), torch.as_tensor(space.high))
     limits.check(torch.as_tensor(buffer.arrays["action"], dtype=torch.float32), f"{config.data.source}: action")
     training, validation = train_validation_split(buffer.n_episodes, config.data.validation_fraction, config.data.seed)
@@ -77,7 +83,9 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
                     f"data.mirror: task {task.name} has no mirror symmetry; expected data.mirror=false."
                 )
             part = concatenate([part, replace(part, arrays=build(task.mirror, part.arrays))])
-        seen = build(task.stored, part.arrays) if task.stored else part.arrays
+        seen = dict(build(task.stored, part.arrays) if task.stored else part.arrays)
+        if sentences is not None:
+            seen |= dict.fromkeys(told, sentences[part.arrays["task_index"].ravel()])
         return Demonstrations(
             {key: seen[key] for key in task.obs},
             part.arrays["action"],
@@ -90,6 +98,22 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
 
     held_out = cut(validation, False) if len(validation) else None
     return Data(cut(training, config.data.mirror), held_out, provenance)
+
+
+def embedded(buffer: ReplayBuffer) -> np.ndarray:
+    """The embedding of each instruction that ``task_index`` counts, (tasks, `language.DIM`).
+
+    Raises:
+        WorkbenchError: the store does not say what its tasks are.
+    """
+    tasks = buffer.attributes.get("tasks")
+    most = int(buffer.arrays["task_index"].max())
+    if not isinstance(tasks, list) or len(tasks) <= most:
+        raise WorkbenchError(
+            f"{buffer.source}: got {tasks!r} as its tasks, and task_index up to {most}; expected an instruction for "
+            "each, as policy.data generate and LeRobot's data sets have them."
+        )
+    return language.embed([str(task) for task in tasks])
 
 
 def untrained(config: PolicyConfig, data: Data) -> Policy:

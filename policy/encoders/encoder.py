@@ -53,11 +53,14 @@ def crop(images: Float[Tensor, "batch channels height width"], side: int, draws:
 
 
 class SpatialSoftmax(nn.Module):
-    """Expected image coordinates of feature maps: ``sum_xy softmax(h / temperature) (x, y)``, x and y in [-1, 1].
+    """Expected image coordinates of feature maps: ``sum_xy softmax(h) (x, y)``, x and y in [-1, 1].
 
     Args:
         channels: of the maps that come in.
         keypoints: maps that are made of them; 0: the maps themselves.
+
+    Raises:
+        WorkbenchError: when called, maps of one pixel.
 
     Source: Levine et al. 2016, section 5.1 (arXiv 1504.00702).
     """
@@ -68,6 +71,10 @@ class SpatialSoftmax(nn.Module):
         self.features = 2 * (keypoints or channels)
 
     def forward(self, h: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
+        if h.shape[-1] * h.shape[-2] == 1:
+            raise WorkbenchError(
+                "spatial softmax: got a map of one pixel, which has no place to tell; expected larger images."
+            )
         maps = self.maps(h)
         weights = maps.flatten(2).softmax(-1).view_as(maps)
         y, x = (torch.linspace(-1.0, 1.0, n, dtype=h.dtype, device=h.device) for n in h.shape[-2:])
