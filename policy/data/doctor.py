@@ -21,8 +21,6 @@ OPTIONAL = {
     "metaworld": "metaworld",
     "lerobot": "lerobot.datasets.lerobot_dataset",
     "gymnasium-robotics": "gymnasium_robotics",
-    "minari": "minari",
-    "diffusers": "diffusers",
     "onnxruntime": "onnxruntime",
 }
 """Distributions and the module whose import tells whether what we use of them works."""
@@ -33,7 +31,8 @@ SATURATED, IDLE, SPREAD, SCALE = 0.05, 0.10, 20.0, 1e4
 """Findings above: share of values at their dimension's extreme, share of steps in which nothing moves, range over the
 range of the middle 98 %, largest over smallest range of the arrays."""
 _LEVELS = 3  # a gripper is open, shut, or neither
-_STILL = 1e-4  # of a dimension's range
+_STILL = 1e-4  # of the range of the middle of a dimension's values
+_FEW = 20  # steps at an extreme say nothing
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _actions(buffer: ReplayBuffer) -> Iterator[Line]:
     for i, column in enumerate(action.T):
         low, high = column.min(), column.max()
         share = max(np.mean(column == low), np.mean(column == high))
-        if share > SATURATED and low < high and len(np.unique(column)) > _LEVELS:
+        if share > max(SATURATED, _FEW / len(column)) and low < high and len(np.unique(column)) > _LEVELS:
             at = low if np.mean(column == low) == share else high
             yield Line(
                 f"action: dimension {i} is {at:g}, its extreme, in {share:.0%} of the steps: clipped or saturated"
@@ -164,7 +163,11 @@ def _idle(buffer: ReplayBuffer) -> Iterator[Line]:
     moved = np.zeros(max(buffer.n_steps - 1, 0), bool)
     vectors = {k: v for k, v in _vectors(buffer).items() if k not in ("reward", "done", "timestamp", "task_index")}
     for values in vectors.values():
-        moved |= (np.abs(np.diff(values, axis=0)) > _STILL * np.ptp(values, axis=0)).any(1)
+        # of the middle: one outlier would make all the rest look still
+        middle = np.ptp(np.quantile(values, [0.01, 0.99], axis=0), axis=0)
+        moved |= (np.abs(np.diff(values, axis=0)) > _STILL * middle).any(1)
+    for images in (v for v in buffer.arrays.values() if v.ndim == 4):
+        moved |= [not np.array_equal(images[i], images[i + 1]) for i in range(len(moved))]
     inside = np.ones(len(moved), bool)
     inside[buffer.episode_ends[:-1] - 1] = False
     if vectors and inside.any() and (share := float(np.mean(~moved[inside]))) > IDLE:
