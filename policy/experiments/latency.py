@@ -46,8 +46,8 @@ def untrained(network: str, steps: int) -> tuple[Policy, PolicyConfig]:
     """A policy for Push-T's keypoints with random weights, sampled by DDIM."""
     words = ["task=pusht", f"network={network}", "sampler=ddim", f"steps={steps}"]
     config = composed(PolicyConfig, "policy.conf", "train", words)
-    ranges = [MinMax(torch.zeros(n), torch.full((n,), 512.0)) for n in (KEYPOINTS, 2 * config.horizon)]
-    return assemble(config, *ranges).requires_grad_(False).eval(), config
+    seen, done = (MinMax(torch.zeros(n), torch.full((n,), 512.0)) for n in (KEYPOINTS, 2 * config.horizon))
+    return assemble(config, seen, done).requires_grad_(False).eval(), config
 
 
 def timed(call: Callable[[], Any], repeats: int) -> Estimate:

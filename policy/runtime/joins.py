@@ -141,7 +141,9 @@ class Conditioned:
     """Real-time chunking with the policy's own covariance: the plans are a measurement of noise ``std / sqrt(w)``.
 
     Pseudo-inverse guidance assumes that a chunk could still be anything, and so moves a policy that is sure of itself
-    too little. Here the strength follows from how sure it is; see `diffusion_core.inverse.Measured`.
+    less than it could. Here the strength follows from how sure it is; see `diffusion_core.inverse.Measured`. The joins
+    are smoother, but a policy that holds on to its plans corrects itself later: on Push-T at 4 steps of latency it
+    solves fewer than `RealTimeChunking` does (``benchmarks/results/policy/realtime.json``).
 
     Args:
         std: how exactly frozen rows are met, in normalised units.
