@@ -102,6 +102,7 @@ class PolicyConfig:
         steps: denoising steps of the sampler.
         validate_every: validation loss and a few rollouts, in optimizer steps; 0: only at the end.
         runs: folder that holds all runs.
+        units: a run whose scale of observations and actions this one takes, so that both can be multiplied.
         teacher: a run of head=diffusion that head=consistency learns from; empty: it learns from the data alone.
         resume: a run to go on with.
     """
@@ -125,6 +126,7 @@ class PolicyConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     validate_every: int = 0
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    units: str = ""
     teacher: str = ""
     runs: str = "runs"
     resume: str = ""

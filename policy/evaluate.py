@@ -25,6 +25,7 @@ from diffusion_core.results import Estimate
 from diffusion_core.run import Run, command, launch, make_folder, one_line_errors
 from diffusion_core.solvers import Table
 from envs.rollout import Observation, Rollout, rollouts, stack
+from policy.compose import Composition
 from policy.config import EvaluateConfig, EvaluationConfig, PolicyConfig
 from policy.model import Policy, restore, sampling_table
 
@@ -45,7 +46,7 @@ class Actor:
         precision: "float64" or "float32".
     """
 
-    def __init__(self, policy: Policy, table: Table | None, precision: str = "float64") -> None:
+    def __init__(self, policy: Policy | Composition, table: Table | None, precision: str = "float64") -> None:
         self.policy = copy.deepcopy(policy).to(torch.float64 if precision == "float64" else torch.float32)
         self.table = table
         self.noise: dict[int, torch.Generator] = {}
@@ -61,7 +62,7 @@ class Actor:
 
 
 def rollout(
-    policy: Policy,
+    policy: Policy | Composition,
     config: PolicyConfig,
     seeds: Sequence[int],
     table: Table | None,

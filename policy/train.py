@@ -120,7 +120,17 @@ def untrained(config: PolicyConfig, data: Data) -> Policy:
     """The policy that ``config`` describes, its normalizers fitted to the training data."""
     keys = [key for key, kind in config.task.obs.items() if kind == "low_dim"]
     chunks = data.training.chunks(keys, config.task.reference)
-    policy = assemble(config, MinMax.fit(data.training.low_dim(keys)), MinMax.fit(chunks), chunks)
+    scales = MinMax.fit(data.training.low_dim(keys)), MinMax.fit(chunks)
+    if config.units:
+        like, _ = restore(checkpoint.find(config.units, evaluate.PRETRAINED))
+        theirs = like.observer.normalizer, like.action_normalizer
+        if any(len(ours.low) != len(their.low) for ours, their in zip(scales, theirs, strict=True)):
+            raise WorkbenchError(
+                f"units: got {config.units}, which sees and does something else; expected a run of the same task, "
+                "horizon and observations."
+            )
+        scales = theirs
+    policy = assemble(config, *scales, chunks)
     if config.teacher:
         learn_from(policy, config)
     if (table := sampling_table(config, policy)) is not None:
