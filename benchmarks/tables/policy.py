@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.tables import interval, load, markdown
+from benchmarks.tables import interval, load, markdown, number
 from policy import published
 
 
@@ -43,6 +43,25 @@ def pusht() -> str:
     return markdown(head, rows)
 
 
+def realtime() -> str:
+    """Strategies at the joins of chunks under latency."""
+    r = load("policy/realtime")
+    rows = [
+        [
+            row["strategy"],
+            str(row["latency"]),
+            interval(row["success_rate"]),
+            interval(row["mean_max_score"]),
+            number(row["joins"]["gap"], 1),
+            number(row["joins"]["join_ratio"], 2),
+        ]
+        for row in r["rows"]
+    ]
+    head = ["strategy", "latency, steps of 0.1 s", "success [95 %]", "mean max score [95 %]", "gap at joins, px"]
+    return markdown([*head, "stride at joins / stride"], rows)
+
+
 TABLES = {
     "pusht": pusht,
+    "policy_realtime": realtime,
 }
