@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from omegaconf import MISSING
@@ -13,40 +12,26 @@ from omegaconf import MISSING
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.verbs import Verb, run
 from policy.data import reader, sources, writer
+from policy.data.generate import Generate, generate
 from policy.data.replay import ReplayBuffer, concatenate
 
 PROGRAM = "python -m policy.data"
 USAGE = """usage: python -m policy.data <verb> key=value ...
 
-  generate out=demos.zarr.zip episodes=200 seed=200000 jobs=2
-           demonstrations of the scripted Push-T expert, one seed each; unsolved ones are left out
-           near_goal=0               as many more that start with the block near its goal
-           noise_rate=0 noise_steps=6 noise_px=25   disturb the executed, not the recorded, actions
-           max_steps=300 images=false zarr_format=2 overwrite=false
+  generate task=pusht out=demos.zarr.zip episodes=200 seed=200000 jobs=2
+           demonstrations of a task's scripted expert, one seed each; unsolved ones are left out
+           noise_rate=0 noise_steps=6   bursts that disturb the executed, not the recorded, actions, of a size of
+             noise_scale=0.1         half ranges of the action, or in Push-T noise_px=25
+           near_goal=0               Push-T: as many more that start with the block near its goal
+           rest=8 cameras=[]         but in Push-T: rows after the success, cameras other than the task's
+           max_steps=0               of an episode; 0: as the task has it
+           images=false zarr_format=2 overwrite=false
            Ctrl-C keeps the finished episodes in demos.partial.zarr.zip; demos.zarr.zip is left alone
   inspect  SOURCE [images=false]     SOURCE: expert, human, or a path (.zarr, .zarr.zip, .npz)
   convert  src=SOURCE[,SOURCE] out=PATH   several are put end to end; PATH's name decides: .zarr, .zarr.zip or .npz
            zarr_format=2 keys=[action,state] as_uint8=[img] fill_absent=false overwrite=false
   fetch    human [images=false]      find, or download, the published demonstrations and verify them
 """
-
-
-@dataclass
-class Generate:
-    """Options of `generate`; see USAGE."""
-
-    out: str = MISSING
-    episodes: int = 200
-    seed: int = 200_000
-    jobs: int = 2
-    near_goal: int = 0
-    noise_rate: float = 0.0
-    noise_steps: int = 6
-    noise_px: float = 25.0
-    max_steps: int = 300
-    images: bool = False
-    zarr_format: int = 2
-    overwrite: bool = False
 
 
 @dataclass
@@ -76,54 +61,6 @@ class Fetch:
 
     what: str = "human"
     images: bool = False
-
-
-def generate(options: Generate) -> None:
-    """Record the expert and save its episodes; Ctrl-C saves what is finished beside `out`."""
-    from tqdm import tqdm
-
-    from envs.pusht_generate import Noise, Recipe
-    from policy.data.recording import record
-
-    lows = {"episodes": 0, "near_goal": 0, "seed": 0, "jobs": 1, "max_steps": 1}
-    for name, low in lows.items():
-        if getattr(options, name) < low:
-            raise WorkbenchError(f"generate: got {name}={getattr(options, name)}; expected at least {low}.")
-    if options.episodes + options.near_goal == 0:
-        raise WorkbenchError("generate: got episodes=0 and near_goal=0; expected at least one episode.")
-    out = Path(options.out)
-    writer.check(out, options.zarr_format, options.overwrite)
-    noise = Noise(options.noise_rate, options.noise_steps, options.noise_px)
-    episodes: list[dict[str, np.ndarray]] = []
-    parts: dict[Literal["published", "near_goal"], int]
-    parts = {"published": options.episodes, "near_goal": options.near_goal}
-    seeds: dict[str, list[int]] = {starts: [] for starts in parts}
-
-    def save(path: Path, overwrite: bool) -> None:
-        about = {k: v for k, v in asdict(options).items() if k not in ("out", "overwrite", "jobs")}
-        attributes = {"generator": "envs.pusht_generate", "options": about, "seeds": seeds}
-        buffer = ReplayBuffer.from_episodes(episodes, attributes)
-        buffer.save(path, options.zarr_format, overwrite)
-        print(f"{path}: {buffer.n_episodes} episodes, {buffer.n_steps} steps, {_bytes(path):,} bytes")
-
-    try:
-        with tqdm(total=sum(parts.values()), unit="episode") as bar:
-            for starts, n in parts.items():
-                recipe = Recipe(starts, noise, max_steps=options.max_steps)
-                numbers = range(options.seed, options.seed + n)
-                for seed, arrays in record(recipe, numbers, options.jobs, options.images) if n else ():
-                    episodes.append(arrays)
-                    seeds[starts].append(seed)
-                    done = seed - options.seed + 1 + (options.episodes if starts == "near_goal" else 0)
-                    bar.update(done - bar.n)
-        if not episodes:
-            raise WorkbenchError("generate: got no solved episode; expected at least one: raise episodes or max_steps.")
-        save(out, options.overwrite)
-    except KeyboardInterrupt:
-        if episodes:
-            stem = out.name.removesuffix(".zip").removesuffix(".npz").removesuffix(".zarr")
-            save(out.with_name(f"{stem}.partial.zarr.zip"), overwrite=True)
-        raise
 
 
 def inspect(options: Inspect) -> None:
