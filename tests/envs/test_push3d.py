@@ -2,7 +2,6 @@
 
 import time
 
-import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -51,6 +50,9 @@ def test_an_episode_depends_on_its_seed_alone_and_styles_differ():
 
 
 def test_a_block_left_alone_slows_down_by_friction():
+    # envs chooses how mujoco draws, and must so be imported before it
+    import mujoco
+
     env = Push3D()
     env.reset(seed=0)
     env.data.qpos[-2:], env.data.ctrl[:] = [0.28, 0.28], [0.28, 0.28]
