@@ -41,6 +41,7 @@ class Speed:
 
 _CRYS = "as collected in CrysLLMGen, table 2"
 _UNIMAT = "Yang et al. 2023, table 1 (arXiv 2311.09235)"
+_FLOWMM = "Miller et al. 2024 (arXiv 2406.04713), quoted from memory"
 _DIFFCSP = "Jiao et al. 2023, table 1 (arXiv 2309.04475)"
 
 DE_NOVO: dict[str, tuple[DeNovo, ...]] = {
@@ -63,6 +64,7 @@ PREDICTION: dict[str, tuple[Prediction, ...]] = {
     "perov_5": (
         Prediction("CDVAE", 1, 45.31, 0.1138, _DIFFCSP),
         Prediction("DiffCSP", 1, 52.02, 0.0760, _DIFFCSP),
+        Prediction("FlowMM", 1, 53.15, 0.0992, _FLOWMM),
         Prediction("CDVAE", 20, 88.51, 0.0464, _DIFFCSP),
         Prediction("DiffCSP", 20, 98.60, 0.0128, _DIFFCSP),
     ),
@@ -73,6 +75,8 @@ PREDICTION: dict[str, tuple[Prediction, ...]] = {
     "mp_20": (
         Prediction("CDVAE", 1, 33.90, 0.1045, _DIFFCSP),
         Prediction("DiffCSP", 1, 51.49, 0.0631, _DIFFCSP),
+        Prediction("FlowMM", 1, 61.39, 0.0566, _FLOWMM),
+        Prediction("FlowMM, all (valid only 59.98)", 1, 66.22, 0.0661, "OMatG-flash, table 1"),
         Prediction("OMatG, all (valid only 63.75)", 1, 69.83, 0.0741, "OMatG-flash, table 1"),
         Prediction("CDVAE", 20, 66.95, 0.1026, _DIFFCSP),
         Prediction("DiffCSP", 20, 77.93, 0.0492, _DIFFCSP),

@@ -48,7 +48,7 @@ class DataConfig:
         source: "expert", "human" or the path of a replay buffer.
         max_episodes: use only this many, drawn at random; 0 uses all.
         validation_fraction: share of episodes held out for the validation loss.
-        mirror: add the mirror image of every episode.
+        mirror: add the mirror image of every episode, where the task has a mirror symmetry.
         seed: of the split.
     """
 

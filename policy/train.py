@@ -77,11 +77,7 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
 
     def cut(episodes: Any, mirror: bool) -> Demonstrations:
         part = buffer.subset(episodes.tolist())
-        if mirror:
-            if task.mirror is None:
-                raise WorkbenchError(
-                    f"data.mirror: task {task.name} has no mirror symmetry; expected data.mirror=false."
-                )
+        if mirror and task.mirror is not None:
             part = concatenate([part, replace(part, arrays=build(task.mirror, part.arrays))])
         seen = dict(build(task.stored, part.arrays) if task.stored else part.arrays)
         if sentences is not None:
