@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from omegaconf import MISSING
 
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.verbs import Verb, run
-from policy.data import reader, sources, writer
+from policy.data import doctor, forms, robomimic, sources
 from policy.data.generate import Generate, generate
 from policy.data.replay import ReplayBuffer, concatenate
 
@@ -27,9 +28,15 @@ USAGE = """usage: python -m policy.data <verb> key=value ...
            max_steps=0               of an episode; 0: as the task has it
            images=false zarr_format=2 overwrite=false
            Ctrl-C keeps the finished episodes in demos.partial.zarr.zip; demos.zarr.zip is left alone
-  inspect  SOURCE [images=false]     SOURCE: expert, human, or a path (.zarr, .zarr.zip, .npz)
-  convert  src=SOURCE[,SOURCE] out=PATH   several are put end to end; PATH's name decides: .zarr, .zarr.zip or .npz
+  inspect  SOURCE [images=false]     SOURCE: expert, human, or a path (.zarr, .zarr.zip, .npz, robomimic's .hdf5, or
+           a folder of LeRobot's format 2 or 3)
+  convert  src=SOURCE[,SOURCE] out=PATH   several are put end to end; PATH's name decides: .zarr, .zarr.zip, .npz, .hdf5
+           format=lerobot            a folder of LeRobot's format 3.0, with
+             fps=10 task="Push the T" images=png   control rate in Hz, instruction; images=video is small and lossy
+           filter=train              of robomimic's filter keys
            zarr_format=2 keys=[action,state] as_uint8=[img] fill_absent=false overwrite=false
+  doctor   [SOURCE] [images=false]   without: what is installed; with: what would make learning from it fail or poor
+           exits with 1 if it finds anything
   fetch    human [images=false]      find, or download, the published demonstrations and verify them
 """
 
@@ -48,11 +55,24 @@ class Convert:
 
     src: str = MISSING
     out: str = MISSING
+    format: str = ""
+    fps: float = 0.0
+    task: str = ""
+    images: str = "png"
+    filter: str = ""
     zarr_format: int = 2
     keys: list[str] | None = None
     as_uint8: list[str] = field(default_factory=list)
     fill_absent: bool = False
     overwrite: bool = False
+
+
+@dataclass
+class Doctor:
+    """Options of `doctor`; without a source it looks at what is installed."""
+
+    source: str = ""
+    images: bool = False
 
 
 @dataclass
@@ -66,18 +86,19 @@ class Fetch:
 def inspect(options: Inspect) -> None:
     """Print what a store holds, and whether a run would accept it."""
     path, checksum = _located(options.source, options.images)
-    form, described = reader.describe(path)
+    form, described = forms.describe(path)
     print(f"{options.source}: {path}")
     if options.source in sources.ABOUT:
         print(sources.ABOUT[options.source])
     print(f"{form}, {_bytes(path):,} bytes{checksum}\n")
-    keys = [k for k in described if k != "img" or options.images]
-    found = reader.read(path, keys)
+    keys = [k for k, v in described.items() if options.images or len(v.shape) < 4]
+    found = forms.read(path, keys)
     buffer = ReplayBuffer(found.arrays, found.episode_ends, str(path), found.attributes)
-    print(f"{'array':<12}{'dtype':<9}{'shape':<22}{'chunks':<18}{'bytes':>12}  {'range':<24}{'NaN/inf':>8}")
+    wide = max(12, *(len(key) + 2 for key in described))
+    print(f"{'array':<{wide}}{'dtype':<9}{'shape':<22}{'chunks':<18}{'bytes':>12}  {'range':<24}{'NaN/inf':>8}")
     for key, stored in described.items():
         spread, bad = _spread(buffer.arrays[key]) if key in buffer.arrays else ("images=true reads it", "")
-        line = f"{key:<12}{stored.dtype:<9}{stored.shape!s:<22}{stored.chunks!s:<18}{stored.stored_bytes:>12,}  "
+        line = f"{key:<{wide}}{stored.dtype:<9}{stored.shape!s:<22}{stored.chunks!s:<18}{stored.stored_bytes:>12,}  "
         print(f"{line}{spread:<24}{bad:>8}")
     lengths = buffer.episode_lengths
     marks = ", ".join(f"{v:.0f}" for v in np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1])) if len(lengths) else "none"
@@ -85,8 +106,9 @@ def inspect(options: Inspect) -> None:
     for name, value in buffer.attributes.items():
         text = str(value)
         print(f"{name:<13}{text if len(text) <= 150 else text[:150] + '...'}")
-    buffer.validate(sources.SHAPES)
-    if "state" in buffer.arrays:
+    pusht = {"action", "state"} <= {k for k, v in buffer.arrays.items() if v.shape[1:] == sources.SHAPES.get(k)}
+    buffer.validate(sources.SHAPES if pusht or options.source in sources.ABOUT else None)
+    if pusht:
         from envs.pusht import coverage
 
         last = coverage(buffer.arrays["state"][buffer.episode_ends - 1, 2:])
@@ -98,15 +120,40 @@ def inspect(options: Inspect) -> None:
 
 
 def convert(options: Convert) -> None:
-    """Rewrite a store in another form, or several as one."""
+    """Rewrite a data set in another form, or several as one."""
     out = Path(options.out)
-    writer.check(out, options.zarr_format, options.overwrite)
+    wish = forms.Wish(options.format, options.zarr_format, options.overwrite, options.fps, options.task, options.images)
+    forms.check(out, wish)
     paths = [_located(source, options.keys is None or "img" in options.keys)[0] for source in options.src.split(",")]
-    parts = [ReplayBuffer.load(path, options.keys, None, options.as_uint8, options.fill_absent) for path in paths]
+    chosen = options.keys, None, options.as_uint8, options.fill_absent, options.filter or None
+    parts = [ReplayBuffer.load(path, *chosen) for path in paths]
     buffer = parts[0] if len(parts) == 1 else concatenate(parts)
-    buffer.save(out, options.zarr_format, options.overwrite)
+    if len(parts) > 1 and any("robomimic" in part.attributes for part in parts):
+        told = [part.attributes.get("robomimic", {}) for part in parts]
+        joined = robomimic.join(told, [part.n_episodes for part in parts])
+        buffer = ReplayBuffer(buffer.arrays, buffer.episode_ends, buffer.source, {"robomimic": joined})
+    buffer.save_as(out, wish)
     held = ", ".join(buffer.arrays)
     print(f"{out}: {buffer.n_episodes} episodes, {buffer.n_steps} steps of {held}, {_bytes(out):,} bytes")
+
+
+def examine(options: Doctor) -> None:
+    """Print one line for each finding, of a data set or of what is installed; exit with 1 if there is any."""
+    findings = 0
+    for line in doctor.installation() if not options.source else _examined(options):
+        print(line)
+        findings += line.bad
+    print(f"{findings} findings" if findings else "sound")
+    if findings:
+        raise SystemExit(1)
+
+
+def _examined(options: Doctor) -> Iterator[doctor.Line]:
+    path, _ = _located(options.source, options.images)
+    described = forms.describe(path)[1]
+    keys = [k for k, v in described.items() if not k.startswith("next_obs.") and (options.images or len(v.shape) < 4)]
+    found = forms.read(path, keys)
+    yield from doctor.examine(ReplayBuffer(found.arrays, found.episode_ends, str(path), found.attributes))
 
 
 def fetch(options: Fetch) -> None:
@@ -121,6 +168,7 @@ VERBS = {
     "generate": Verb(Generate, generate),
     "inspect": Verb(Inspect, inspect, 1),
     "convert": Verb(Convert, convert),
+    "doctor": Verb(Doctor, examine, 1),
     "fetch": Verb(Fetch, fetch, 1),
 }
 

@@ -35,7 +35,7 @@ def test_usage():
 
 
 def test_usage_names_every_option():
-    for kind in (cli.Generate, cli.Inspect, cli.Convert, cli.Fetch):
+    for kind in (cli.Generate, cli.Inspect, cli.Convert, cli.Doctor, cli.Fetch):
         for name in kind.__dataclass_fields__:
             assert f"{name}=" in cli.USAGE or name in ("source", "what")
 
@@ -43,7 +43,10 @@ def test_usage_names_every_option():
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["inspct"], "got verb 'inspct'; expected one of generate, inspect, convert, fetch: did you mean inspect?"),
+        (
+            ["inspct"],
+            "got verb 'inspct'; expected one of generate, inspect, convert, doctor, fetch: did you mean inspect?",
+        ),
         (["generate", "epsiodes=3"], "did you mean episodes=...?"),
         (["generate", "episodes"], "expected key=value"),
         (["generate", "episodes=three", "out=a.npz"], "bad episodes"),
