@@ -22,13 +22,17 @@ from policy.heads.diffusion import Diffusion
 from policy.model import Policy, sampling_table
 
 NAMES = {
-    "mean_max_score": "mean max score (published metric)",
-    "success_rate": "success rate (coverage above 0.95)",
+    "mean_max_score": "best reward of an episode, mean",
+    "success_rate": "success rate",
     "final_coverage": "coverage at the end",
     "max_coverage": "best coverage",
     "steps_to_success": "steps to success (solved episodes)",
     "replan_p50": "time to replan, median",
     "replan_p95": "time to replan, 95th percentile",
+}
+OF_PUSHT = {
+    "mean_max_score": "mean max score (published metric)",
+    "success_rate": "success rate (coverage above 0.95)",
 }
 
 
@@ -47,12 +51,15 @@ def write(
         episodes: what was rolled out; those with frames become videos.
         run: the folder whose ``metrics.jsonl`` holds the learning curve, if there is one.
     """
+    on_pusht = config.task.name.startswith("pusht")
+    headline = "mean_max_score" if on_pusht else "success_rate"
+    names = NAMES | OF_PUSHT if on_pusht else NAMES
     page = Page(
-        f"Policy on {config.task.name}: mean max score {found['metrics']['mean_max_score'].value:.3f}",
+        f"Policy on {config.task.name}: {names[headline].split(' (')[0]} {found['metrics'][headline].value:.3f}",
         f"{len(episodes)} episodes from seeds {found['seeds'][0]} to {found['seeds'][1]}; trained on {found['data']}.",
     )
-    page.numbers({NAMES.get(name, name): estimate for name, estimate in found["metrics"].items()})
-    if config.task.name.startswith("pusht"):
+    page.numbers({names.get(name, name): estimate for name, estimate in found["metrics"].items()})
+    if on_pusht:
         page.heading("Beside the published numbers")
         page.table(*published_table(found))
         page.text(
@@ -88,7 +95,7 @@ def write(
             f"32 samples for the first observation of seed {found['seeds'][0]}, from noise (left) to actions (right); "
             + (
                 "each line is one chunk of future finger positions, dark at its beginning."
-                if config.task.name.startswith("pusht")
+                if on_pusht
                 else "each line is one dimension of one chunk over its steps, a colour for each dimension."
             ),
         )
