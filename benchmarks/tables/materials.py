@@ -49,6 +49,18 @@ def _de_novo(m: Mapping[str, Any]) -> list[str]:
     return [*rates, *distances, percent(m.get("unique")), percent(m.get("novel"))]
 
 
+def stability() -> str:
+    """Relaxed by CHGNet, against the partial hull."""
+    rows = []
+    for model, one in _found("mp_20").items():
+        m = one["de_novo"]["metrics"]
+        if "stable" in m:
+            rates = [percent(m[name]) for name in ("relaxed", "stable", "metastable", "sun", "msun")]
+            rows.append([model, *rates, number(m["above_partial_hull"]), str(m["stable"]["n"])])
+    head = ["", "relaxed %", "stable %", "metastable %", "S.U.N. %", "M.S.U.N. %", "above the partial hull, eV/atom"]
+    return markdown([*head, "n"], rows)
+
+
 def prediction(task: str) -> str:
     """Structures of test compositions: ours and the published rows."""
     rows: list[list[str]] = []
@@ -191,6 +203,7 @@ TABLES = {
     "materials_perov_5_prediction": lambda: prediction("perov_5"),
     "materials_mp_20": lambda: de_novo("mp_20"),
     "materials_mp_20_prediction": lambda: prediction("mp_20"),
+    "materials_stability": stability,
     "materials_composition": composition,
     "materials_editing": editing,
     "materials_steps": steps,
