@@ -5,6 +5,8 @@ RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 TESTED = $(VENV)/.ready-test
 ARGS ?= task=pusht
+# test,robosuite tests robomimic's tasks, too; it needs a C compiler
+TEST_EXTRAS ?= test
 
 .PHONY: setup train images check test bench
 
@@ -17,7 +19,7 @@ $(READY): pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(TESTED): pyproject.toml | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --editable ".[test]"
+	$(RUN) -m pip install --quiet --editable ".[$(TEST_EXTRAS)]"
 	touch $@ $(READY)
 
 setup: $(READY)

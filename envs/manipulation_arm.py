@@ -209,7 +209,7 @@ def _robosuite() -> ModuleType:
     except ImportError as error:
         raise ValueError(
             f"robosuite: got no package of this name ({error}); expected it for its tasks: "
-            "pip install 'diffusion-workbench[manipulation]'."
+            "pip install 'diffusion-workbench[robosuite]'."
         ) from error
     finally:
         if rendering is None:

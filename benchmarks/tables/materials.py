@@ -122,10 +122,15 @@ def trust() -> str:
 def throughput() -> str:
     """What an evaluator costs."""
     rows = [
-        [name, f"{1e3 * e['value']:.3g} ± {1e3 * e['stderr']:.2g}", str(e["n"])]
+        [name, f"{_short(1e3 * e['value'])} ± {_short(1e3 * e['stderr'])}", str(e["n"])]
         for name, e in load("materials/trust")["throughput"].items()
     ]
     return markdown(["", "ms per crystal on one core", "n"], rows)
+
+
+def _short(value: float) -> str:
+    """About two digits, never an exponent."""
+    return f"{value:.0f}" if value >= 10.0 else f"{value:.2g}"
 
 
 def composition() -> str:

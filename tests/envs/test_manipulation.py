@@ -8,6 +8,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from scipy.spatial.transform import Rotation
 
+pytest.importorskip("robosuite", reason="robosuite is not installed (extra robosuite)")
+
 from envs import manipulation_arm
 from envs.manipulation import INSTRUCTIONS, Manipulation
 from envs.manipulation_arm import Arm

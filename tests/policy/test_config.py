@@ -36,6 +36,8 @@ PAIRS = [("cpu", task) for task in names("task")] + [(preset, "pusht") for prese
 
 @pytest.mark.parametrize(("preset", "task"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def test_every_preset_with_every_task_is_a_policy_that_can_be_sampled(preset, task):
+    if task.startswith(("lift", "can", "square")):
+        pytest.importorskip("robosuite", reason="robosuite is not installed (extra robosuite)")
     found = config(f"preset={preset}", f"task={task}")
     assert found.task.name == task
     env = build(found.task.env)
