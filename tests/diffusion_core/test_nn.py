@@ -84,7 +84,7 @@ def test_a_causal_transformer_sees_no_later_action():
 def test_a_transformer_takes_a_token_for_each_observation():
     network = SequenceTransformer(HORIZON, DIM, 6, 3, 16, 1, 2)
     assert network.observed.in_features == 2
-    with pytest.raises(WorkbenchError, match="a condition of 5 in 2 tokens; expected .* divisible by its tokens"):
+    with pytest.raises(WorkbenchError, match=r"a condition of 5 in 2 tokens; expected .* divisible by its tokens"):
         SequenceTransformer(HORIZON, DIM, 5, 2, 16, 1, 2)
 
 
