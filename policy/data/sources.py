@@ -81,7 +81,9 @@ def load(
     located = locate(source, images, download)
     held = set(forms.describe(located.path)[1])
     if missing := [k for k in keys if k not in held]:
-        remedy = "use source human (or generate with images=true)" if "img" in missing else "make one of this task with policy.data generate task=..."
+        remedy = "make one of this task with policy.data generate task=..."
+        if "img" in missing:
+            remedy = "use source human (or generate with images=true)"
         raise WorkbenchError(
             f"{source} ({located.path}): got a store without {', '.join(missing)}; expected {', '.join(keys)}, which "
             f"this task's observations are made of: {remedy}, or another task."
