@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -150,7 +151,9 @@ def generate(
     if n_jobs == 1:
         yield from _kept(map(work, seeds), failures)
         return
-    with _single_threaded(), ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool:
+    # Ctrl-C reaches a whole process group, and only the first process knows what to save
+    deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with _single_threaded(), ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn"), deaf) as pool:
         yield from _kept(pool.map(work, seeds, chunksize=2), failures)
 
 

@@ -70,7 +70,9 @@ class EvaluationConfig:
         first_seed: the published protocol's test seeds begin at 100000.
         n: episodes, one per seed.
         batch: episodes side by side; changes speed only.
-        film: how many of the episodes are filmed.
+        film: how many of the episodes are filmed, the first ones.
+        failures: how many of those that were not solved are played once more and filmed, if any are filmed.
+        jobs: processes; changes speed only.
         precision: "float64" makes results independent of the batch; "float32" is faster.
     """
 
@@ -78,11 +80,13 @@ class EvaluationConfig:
     n: int = 50
     batch: int = 50
     film: int = 6
+    failures: int = 3
+    jobs: int = 1
     precision: str = "float64"
 
     def __post_init__(self) -> None:
-        require_at_least(1, {"n": self.n, "batch": self.batch})
-        require_at_least(0, {"film": self.film, "first_seed": self.first_seed})
+        require_at_least(1, {"n": self.n, "batch": self.batch, "jobs": self.jobs})
+        require_at_least(0, {"film": self.film, "failures": self.failures, "first_seed": self.first_seed})
         if self.precision not in ("float32", "float64"):
             raise WorkbenchError(f"precision: got {self.precision!r}; expected float32 or float64.")
 

@@ -25,6 +25,7 @@ from diffusion_core.results import Estimate
 from diffusion_core.run import Run, command, launch, make_folder, one_line_errors
 from diffusion_core.solvers import Table
 from envs.rollout import Observation, Rollout, rollouts, stack
+from policy import workers
 from policy.compose import Composition
 from policy.config import EvaluateConfig, EvaluationConfig, PolicyConfig
 from policy.model import Policy, restore, sampling_table
@@ -137,8 +138,19 @@ def evaluate(
     seeds = list(range(evaluation.first_seed, evaluation.first_seed + evaluation.n))
     start = time.perf_counter()
     filmed = seeds[: evaluation.film] if film else []
-    episodes = rollout(policy, config, seeds, plan, evaluation.batch, filmed, evaluation.precision, run)
+    how = evaluation.batch, filmed, evaluation.precision
+    if evaluation.jobs > 1:
+        batch, _, precision = how
+        shared = workers.episodes(saved.path, config, seeds, filmed, batch, precision, evaluation.jobs)
+        by_seed = {episode.seed: episode for episode in run.progress(shared, "rollouts", len(seeds))}
+        episodes = [by_seed[seed] for seed in seeds]
+    else:
+        episodes = rollout(policy, config, seeds, plan, *how, run)
     seconds = time.perf_counter() - start
+    lost = [e.seed for e in episodes if not e.success and not e.frames][: evaluation.failures if filmed else 0]
+    # the same start and noise: the same episode, but seen
+    again = rollout(policy, config, lost, plan, evaluation.batch, lost, evaluation.precision)
+    episodes = [dict(zip(lost, again, strict=True)).get(e.seed, e) for e in episodes]
     found = metrics(episodes) | latency(policy, plan, _some_observations(config, seeds, policy.n_obs_steps))
     return (
         {

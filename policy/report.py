@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from diffusion_core.configure import build, plain
+from diffusion_core.configure import build, plain, target
 from diffusion_core.noise import PerSample
 from diffusion_core.report import ACCENT, INK, MUTED, WARM, Page, save_figure, subplots, write_video
 from diffusion_core.run import read_metrics
@@ -75,9 +75,13 @@ def write(
     filmed = [e for e in episodes if e.frames]
     if filmed:
         page.heading("Episodes")
-        paths = [write_video(out / f"seed_{e.seed}.mp4", e.frames, fps=10) for e in filmed]
+        fps = float(getattr(target(config.task.env), "metadata", {}).get("render_fps", 10))
+        paths = [write_video(out / f"seed_{e.seed}.mp4", e.frames, fps) for e in filmed]
         page.videos(paths, [describe(e) for e in filmed])
-        page.text("The first seeds, not chosen by outcome. The cross is the commanded target of the finger.")
+        page.text(
+            "The first seeds, not chosen by outcome, then some that were not solved."
+            + (" The cross is the commanded target of the finger." if on_pusht else "")
+        )
     page.heading("All episodes")
     if all(e.coverage for e in episodes):
         words = "coverage", "the line is the success threshold"

@@ -50,7 +50,7 @@ def run(request: SampleConfig) -> Path:
     )
     report.denoising_figure(out / "denoising.png", denoising)
     episode = evaluate.rollout(policy, config, [request.seed], plan, film=[request.seed])[0]
-    write_video(out / f"seed_{request.seed}.mp4", episode.frames, fps=10)
+    write_video(out / f"seed_{request.seed}.mp4", episode.frames, fps=10.0)
     logger.info("%s; chunks, picture and film are in %s", report.describe(episode), out)
     return out
 

@@ -144,7 +144,8 @@ def demonstrations(scene: Scene, seeds: Sequence[int], n_jobs: int) -> Iterator[
         yield from (play(env, expert, seed, scene.bursts, scene.rest) for seed in seeds)
         env.close()
         return
-    with ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool:
+    deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn"), deaf) as pool:
         with _children_deaf_to_interrupts():
             made = pool.map(work, parts)
         for part in made:

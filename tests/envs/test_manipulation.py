@@ -195,5 +195,5 @@ def test_mistakes_are_named(monkeypatch):
     with pytest.raises(ValueError, match="7 finite numbers"):
         env.step(np.array([np.nan] * 7))
     monkeypatch.setitem(sys.modules, "robosuite", None)
-    with pytest.raises(ValueError, match=r"diffusion-workbench\[manipulation\]"):
+    with pytest.raises(ValueError, match=r"diffusion-workbench\[robosuite\]"):
         manipulation_arm._robosuite.__wrapped__()

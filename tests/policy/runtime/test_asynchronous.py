@@ -62,7 +62,8 @@ def test_the_control_loop_never_waits_for_a_slow_policy(shipped, env):
     # a prefix is made for the longest delay that was expected or measured till then, and is never longer than the plans
     for i, (known, frozen) in enumerate(asked):
         assert frozen == min(known, 1 + max([1, *record.delays[:i]]))
-    assert min(mind.seconds) >= 0.3
+    # the first chunk has nothing to join, and is drawn at once
+    assert min(mind.seconds[1:]) >= 0.3
 
 
 def test_waiting_costs_no_processor_time(shipped, env):
