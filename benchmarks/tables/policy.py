@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.tables import interval, load, markdown, number
+from benchmarks.tables import interval, load, markdown, number, percent
 from policy import published
 
 
@@ -61,7 +61,24 @@ def realtime() -> str:
     return markdown([*head, "stride at joins / stride"], rows)
 
 
+def composition() -> str:
+    """Products, negative prompts and costs on Push-T."""
+    rows = [
+        [
+            row["policy"],
+            interval(row["success_rate"]),
+            interval(row["mean_max_score"]),
+            percent(row["first_side"]),
+            percent(row["in_region"]),
+        ]
+        for row in load("policy/composition")["rows"]
+    ]
+    head = ["policy", "success [95 %]", "mean max score [95 %]", "time on the first side %", "time in the region %"]
+    return markdown(head, rows)
+
+
 TABLES = {
     "pusht": pusht,
+    "policy_composition": composition,
     "policy_realtime": realtime,
 }
