@@ -22,6 +22,8 @@ import mujoco
 import numpy as np
 from jaxtyping import Float
 
+from envs.cameras import require_known
+
 TASKS = ("bottom burner", "top burner", "light switch", "slide cabinet", "hinge cabinet", "microwave", "kettle")
 CAMERAS = ("overview",)
 """The cameras that the scene itself has see little of it."""
@@ -68,8 +70,7 @@ class Kitchen(gymnasium.Env[Any, np.ndarray]):
     ) -> None:
         if unknown := [task for task in tasks if task not in TASKS]:
             raise ValueError(f"tasks: got {unknown[0]!r}; expected some of {', '.join(TASKS)}: choose among them.")
-        if unknown := [camera for camera in cameras if camera not in CAMERAS]:
-            raise ValueError(f"cameras: got {unknown[0]!r}; expected some of {', '.join(CAMERAS)}: choose among them.")
+        require_known(cameras, CAMERAS)
         if not 1 <= enough <= len(tasks):
             raise ValueError(f"enough: got {enough} of {len(tasks)} tasks; expected at least 1 and no more than those.")
         if size < 1 or max_steps < 1 or not noise >= 0.0:

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from envs.cameras import require_known, require_sizes
 from envs.manipulation_arm import CONTROL, Arm, settings
 
 INSTRUCTIONS = {
@@ -72,10 +73,8 @@ class Manipulation(gymnasium.Env[Any, np.ndarray]):
     ) -> None:
         if task not in INSTRUCTIONS:
             raise ValueError(f"task: got {task!r}; expected one of {', '.join(INSTRUCTIONS)}: choose one.")
-        if unknown := [camera for camera in cameras if camera not in CAMERAS]:
-            raise ValueError(f"cameras: got {unknown[0]!r}; expected some of {', '.join(CAMERAS)}: choose among them.")
-        if size < 1 or max_steps < 1:
-            raise ValueError(f"size, max_steps: got {size} and {max_steps}; expected both at least 1.")
+        require_known(cameras, CAMERAS)
+        require_sizes(size, max_steps)
         self.task, self.instruction = task, INSTRUCTIONS[task]
         self.cameras, self.size, self.max_steps, self.render_mode = tuple(cameras), size, max_steps, render_mode
         self.arm = Arm(task, absolute)

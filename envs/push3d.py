@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from envs import pusht
+from envs.cameras import require_known, require_sizes
 from envs.pusht_push import clearance
 
 MM = 1e-3
@@ -116,10 +117,8 @@ class Push3D(gymnasium.Env[Any, np.ndarray]):
     ) -> None:
         if goals not in ("one", "any"):
             raise ValueError(f"goals: got {goals!r}; expected 'one' or 'any': choose one.")
-        if unknown := [camera for camera in cameras if camera not in CAMERAS]:
-            raise ValueError(f"cameras: got {unknown[0]!r}; expected some of {', '.join(CAMERAS)}: choose among them.")
-        if size < 1 or max_steps < 1:
-            raise ValueError(f"size, max_steps: got {size} and {max_steps}; expected both at least 1.")
+        require_known(cameras, CAMERAS)
+        require_sizes(size, max_steps)
         self.goals, self.cameras, self.size, self.max_steps = goals, tuple(cameras), size, max_steps
         self.render_mode = render_mode
         self.model = model()

@@ -83,6 +83,10 @@ def rollout(
     )
     if run is not None:
         episodes = run.progress(episodes, "rollouts", len(seeds))
+    return _in_order(list(episodes), seeds)
+
+
+def _in_order(episodes: Sequence[Rollout], seeds: Sequence[int]) -> list[Rollout]:
     by_seed = {episode.seed: episode for episode in episodes}
     return [by_seed[seed] for seed in seeds]
 
@@ -138,19 +142,17 @@ def evaluate(
     seeds = list(range(evaluation.first_seed, evaluation.first_seed + evaluation.n))
     start = time.perf_counter()
     filmed = seeds[: evaluation.film] if film else []
-    how = evaluation.batch, filmed, evaluation.precision
+    batch, precision = evaluation.batch, evaluation.precision
     if evaluation.jobs > 1:
-        batch, _, precision = how
         shared = workers.episodes(saved.path, config, seeds, filmed, batch, precision, evaluation.jobs)
-        by_seed = {episode.seed: episode for episode in run.progress(shared, "rollouts", len(seeds))}
-        episodes = [by_seed[seed] for seed in seeds]
+        episodes = _in_order(list(run.progress(shared, "rollouts", len(seeds))), seeds)
     else:
-        episodes = rollout(policy, config, seeds, plan, *how, run)
+        episodes = rollout(policy, config, seeds, plan, batch, filmed, precision, run)
     seconds = time.perf_counter() - start
     lost = [e.seed for e in episodes if not e.success and not e.frames][: evaluation.failures if filmed else 0]
     # the same start and noise: the same episode, but seen
-    again = rollout(policy, config, lost, plan, evaluation.batch, lost, evaluation.precision)
-    episodes = [dict(zip(lost, again, strict=True)).get(e.seed, e) for e in episodes]
+    again = rollout(policy, config, lost, plan, batch, lost, precision)
+    episodes = _in_order([*episodes, *again], seeds)
     found = metrics(episodes) | latency(policy, plan, _some_observations(config, seeds, policy.n_obs_steps))
     return (
         {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_core import sample
 from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.distill.consistency import (
     consistency_distillation,
@@ -21,7 +20,7 @@ from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws
 from diffusion_core.noise import Noise
 from diffusion_core.solvers import Table
-from policy.heads.diffusion import prior, required
+from policy.heads.diffusion import drawn
 from policy.heads.head import Head, Parts
 
 
@@ -74,7 +73,4 @@ class Consistency(Head):
     def draw(
         self, cond: Float[Tensor, "batch cond"], table: Table | None, noise: Noise
     ) -> Float[Tensor, "batch horizon dim"]:
-        table = required(table)
-        shape = (len(cond), self.shape.horizon, self.shape.dim)
-        start = prior(self.denoiser.schedule, shape, cond, table, noise)
-        return sample.sample(self.denoiser, table, start, cond, noise)
+        return drawn(self.denoiser, self.shape, cond, table, noise)

@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_core import sample
+from diffusion_core.denoise import NetworkDenoiser
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws, denoising_loss
 from diffusion_core.noise import Noise
 from diffusion_core.process.gaussian import Gaussian
-from diffusion_core.schedule import Schedule
 from diffusion_core.solvers import Table
-from policy.heads.head import Head, Parts
+from policy.heads.head import Head, Parts, Shape
 
 
 class Diffusion(Head):
@@ -44,8 +44,7 @@ class Diffusion(Head):
     def draw(
         self, cond: Float[Tensor, "batch cond"], table: Table | None, noise: Noise
     ) -> Float[Tensor, "batch horizon dim"]:
-        table = required(table)
-        return sample.sample(self.denoiser, table, self.start(cond, table, noise), cond, noise)
+        return drawn(self.denoiser, self.shape, cond, table, noise)
 
     def denoising(self, cond: Float[Tensor, "batch cond"], table: Table, noise: Noise) -> Iterator[sample.State]:
         """The trajectory behind `draw`, after `start`."""
@@ -55,21 +54,21 @@ class Diffusion(Head):
         self, cond: Float[Tensor, "batch cond"], table: Table, noise: Noise
     ) -> Float[Tensor, "batch horizon dim"]:
         """Samples of the prior at the table's first time, in the condition's precision."""
-        return prior(self.denoiser.schedule, (len(cond), self.shape.horizon, self.shape.dim), cond, table, noise)
+        return prior(self.denoiser, self.shape, cond, table, noise)
 
 
-def prior(schedule: Schedule, shape: tuple[int, int, int], cond: Tensor, table: Table, noise: Noise) -> Tensor:
-    """Samples of a Gaussian process's prior at the table's first time."""
-    z = noise.normal(shape, cond.dtype, cond.device)
-    return Gaussian(schedule).prior(z, float(table.times[0].flatten()[0]))
-
-
-def required(table: Table | None) -> Table:
-    """The table of a head that denoises.
+def drawn(denoiser: NetworkDenoiser, shape: Shape, cond: Tensor, table: Table | None, noise: Noise) -> Tensor:
+    """A chunk for each condition, out of the prior: what every head that denoises draws.
 
     Raises:
-        WorkbenchError: there is none.
+        WorkbenchError: there is no table.
     """
     if table is None:
         raise WorkbenchError("head: got no solver's table; expected one: give sampler, grid and steps.")
-    return table
+    return sample.sample(denoiser, table, prior(denoiser, shape, cond, table, noise), cond, noise)
+
+
+def prior(denoiser: NetworkDenoiser, shape: Shape, cond: Tensor, table: Table, noise: Noise) -> Tensor:
+    """Samples of the prior at the table's first time, in the condition's precision."""
+    z = noise.normal((len(cond), shape.horizon, shape.dim), cond.dtype, cond.device)
+    return Gaussian(denoiser.schedule).prior(z, float(table.times[0].flatten()[0]))

@@ -7,7 +7,6 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_core import sample
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.grid import Grid
 from diffusion_core.loss import Draws, denoising_loss
@@ -15,7 +14,7 @@ from diffusion_core.noise import Noise
 from diffusion_core.solvers import Table
 from diffusion_core.times import token_times
 from diffusion_core.token_grid import TokenGrid, pyramid
-from policy.heads.diffusion import prior, required
+from policy.heads.diffusion import drawn
 from policy.heads.head import Head, Parts
 
 
@@ -59,7 +58,4 @@ class Forcing(Head):
     def draw(
         self, cond: Float[Tensor, "batch cond"], table: Table | None, noise: Noise
     ) -> Float[Tensor, "batch horizon dim"]:
-        table = required(table)
-        shape = (len(cond), self.shape.horizon, self.shape.dim)
-        start = prior(self.denoiser.schedule, shape, cond, table, noise)
-        return sample.sample(self.denoiser, table, start, cond, noise)
+        return drawn(self.denoiser, self.shape, cond, table, noise)
