@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.tables import interval, load, markdown, number, percent
+from diffusion_core import results
 from policy import published
+
+HEADS = ("diffusion", "flow", "regression", "bet", "act", "lstm_gmm")
 
 
 def pusht() -> str:
@@ -77,8 +80,41 @@ def composition() -> str:
     return markdown(head, rows)
 
 
+def heads() -> str:
+    """Success of every head on every task at the same processor time; seeds pooled."""
+    rows = load("policy/heads")["rows"]
+    names = list(dict.fromkeys(row["head"] for row in sorted(rows, key=lambda row: HEADS.index(row["head"]))))
+    table = []
+    for task in sorted({row["task"] for row in rows}):
+        cells = []
+        for name in names:
+            found = [r["success_rate"] for r in rows if (r["task"], r["head"]) == (task, name)]
+            n = sum(r["n"] for r in found)
+            pooled = results.rate(round(sum(r["value"] * r["n"] for r in found)), n) if n else None
+            seeds = "" if len(found) == 3 else f" ({len(found)} seeds)"
+            cells.append(f"{pooled.value:.2f} [{pooled.low:.2f}, {pooled.high:.2f}]{seeds}" if pooled else "")
+        table.append([f"`{task}`", *cells])
+    return markdown(["task", *(f"`{name}`" for name in names)], table)
+
+
+def latency() -> str:
+    """Milliseconds per chunk, one robot, one thread."""
+    ways = ("eager", "compiled", "exported", "onnx", "lerobot")
+    merged: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
+    for row in load("policy/latency")["rows"]:
+        merged.setdefault((row["network"], row["steps"]), {}).update(row["ms"])
+    rows = [
+        [f"`{network}`", str(steps), *(f"{ms[way]['value']:.3g}" if way in ms else "" for way in ways)]
+        for (network, steps), ms in merged.items()
+        if len(ms) > 1
+    ]
+    return markdown(["network", "steps", "eager", "torch.compile", "torch.export", "ONNX Runtime", "LeRobot"], rows)
+
+
 TABLES = {
     "pusht": pusht,
+    "policy_heads": heads,
+    "policy_latency": latency,
     "policy_composition": composition,
     "policy_realtime": realtime,
 }
