@@ -7,9 +7,13 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from diffusion_core.errors import WorkbenchError
 from diffusion_core.nn.embed import Sinusoidal
+
+FEW = 32
+"""Positions up to which a convolution is quicker as a product of matrices."""
 
 
 class UNet1d(nn.Module):
@@ -79,9 +83,25 @@ class UNet1d(nn.Module):
         return self.outlet(h).transpose(1, 2)
 
 
+class _Conv1d(nn.Conv1d):
+    """A convolution of odd kernel that keeps the length; a few positions on a CPU are one product of matrices.
+
+    There torch reorders all weights at every call, which takes several times as long as the convolution.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        few = input.shape[0] * input.shape[2] <= FEW if not torch.compiler.is_compiling() else False
+        if torch.is_grad_enabled() or not few or input.device.type != "cpu":
+            return super().forward(input)
+        reach = self.kernel_size[0] // 2
+        seen = functional.pad(input, (reach, reach)).unfold(2, self.kernel_size[0], 1)
+        flat = seen.transpose(1, 2).flatten(2)
+        return functional.linear(flat, self.weight.flatten(1), self.bias).transpose(1, 2)
+
+
 def _conv_norm_mish(inlet: int, outlet: int, kernel_size: int, groups: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv1d(inlet, outlet, kernel_size, padding=kernel_size // 2), nn.GroupNorm(groups, outlet), nn.Mish()
+        _Conv1d(inlet, outlet, kernel_size, padding=kernel_size // 2), nn.GroupNorm(groups, outlet), nn.Mish()
     )
 
 

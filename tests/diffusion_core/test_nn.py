@@ -173,3 +173,13 @@ def test_the_sinusoidal_embedding_is_its_formula():
 def test_a_sinusoidal_embedding_of_odd_or_tiny_size_is_refused(dim):
     with pytest.raises(ValueError, match="expected an even number"):
         Sinusoidal(dim)
+
+
+def test_a_unet_of_few_positions_without_gradients_computes_the_same():
+    network = build("unet").double()
+    x, t, cond = (part.double() for part in inputs(batch=1))
+    convolved = network(x, t, cond)
+    with torch.no_grad():
+        multiplied = network(x, t, cond)
+    assert not multiplied.requires_grad
+    torch.testing.assert_close(multiplied, convolved.detach(), rtol=1e-12, atol=1e-12)
