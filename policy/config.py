@@ -28,6 +28,7 @@ class TaskConfig:
         stored: function from these arrays to the observations; null: they are the observations.
         reference: for each action dimension the low-dimensional feature it is measured from; empty: absolute actions.
         mirror: function that mirrors a demonstration, if the task has a mirror symmetry.
+        rotations: actions are poses, of 7 numbers per arm, whose rotation vector is learned as two rows of its matrix.
     """
 
     name: str = MISSING
@@ -38,6 +39,14 @@ class TaskConfig:
     stored: Leaf | None = None
     reference: list[int] = field(default_factory=list)
     mirror: Leaf | None = None
+    rotations: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rotations and self.reference:
+            raise WorkbenchError(
+                f"task: got rotations and reference={list(self.reference)}; expected one of them: a rotation is not "
+                "measured from a feature by a difference."
+            )
 
 
 @dataclass

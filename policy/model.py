@@ -21,7 +21,7 @@ from diffusion_core.noise import Noise
 from diffusion_core.normalize import MinMax
 from diffusion_core.predict import PREDICTIONS
 from diffusion_core.solvers import Table
-from policy import language
+from policy import language, poses
 from policy.config import PolicyConfig
 from policy.heads import Head, Parts, Shape
 from policy.heads.diffusion import Diffusion
@@ -47,18 +47,25 @@ class Policy(nn.Module):
         action_normalizer: of flat chunks (horizon * action_dim) to [-1, 1]; its values are part of the weights.
         shape: of chunks and conditions.
         reference: for each action dimension the low-dimensional feature it is measured from; empty: absolute.
+        rotations: actions are poses that the head sees as `poses.encode` has them.
 
     Source: Chi et al. 2023, section 3 (arXiv 2303.04137); relative chunks: Chi et al. 2024
     (arXiv 2402.10329).
     """
 
     def __init__(
-        self, observer: Observer, head: Head, action_normalizer: MinMax, shape: Shape, reference: Sequence[int] = ()
+        self,
+        observer: Observer,
+        head: Head,
+        action_normalizer: MinMax,
+        shape: Shape,
+        reference: Sequence[int] = (),
+        rotations: bool = False,
     ) -> None:
         super().__init__()
         self.observer, self.head, self.action_normalizer = observer, head, action_normalizer
         self.horizon, self.n_obs_steps, self.n_action_steps = shape.horizon, shape.n_obs_steps, shape.n_action_steps
-        self.reference = list(reference)
+        self.reference, self.rotations = list(reference), rotations
 
     @property
     def denoiser(self) -> NetworkDenoiser:
@@ -104,15 +111,17 @@ class Policy(nn.Module):
 
     def normalized(
         self, action: Float[Tensor, "batch horizon action"], obs: Observations
-    ) -> Float[Tensor, "batch horizon action"]:
+    ) -> Float[Tensor, "batch horizon dim"]:
         """A chunk in the environment's units as the head sees it."""
-        return self.action_normalizer.normalize((action - self.origin(obs)).flatten(1)).reshape(action.shape)
+        own = poses.encode(action) if self.rotations else action - self.origin(obs)
+        return self.action_normalizer.normalize(own.flatten(1)).reshape(own.shape)
 
     def actions(
-        self, x: Float[Tensor, "batch horizon action"], obs: Observations
+        self, x: Float[Tensor, "batch horizon dim"], obs: Observations
     ) -> Float[Tensor, "batch horizon action"]:
         """A normalised chunk in the environment's units: the inverse of `normalized`."""
-        return self.action_normalizer.unnormalize(x.flatten(1)).reshape(x.shape) + self.origin(obs)
+        own = self.action_normalizer.unnormalize(x.flatten(1)).reshape(x.shape)
+        return poses.decode(own) if self.rotations else own + self.origin(obs)
 
     @torch.no_grad()
     def plan(self, obs: Observations, table: Table | None, noise: Noise) -> Float[Tensor, "batch horizon action"]:
@@ -128,7 +137,7 @@ class Policy(nn.Module):
         """The trajectory behind `plan`, in normalised units, after `start`."""
         return self.diffusion.denoising(self.condition(obs), table, noise)
 
-    def start(self, obs: Observations, table: Table, noise: Noise) -> Float[Tensor, "batch horizon action"]:
+    def start(self, obs: Observations, table: Table, noise: Noise) -> Float[Tensor, "batch horizon dim"]:
         """Samples of the prior at the table's first time."""
         return self.diffusion.start(self.condition(obs), table, noise)
 
@@ -189,7 +198,8 @@ def assemble(
         partial(uniform_times, n_train=config.n_train or None),
         known,
     )
-    return Policy(observer, build(config.head, parts), action_normalizer, shape, config.task.reference)
+    head, task = build(config.head, parts), config.task
+    return Policy(observer, head, action_normalizer, shape, task.reference, task.rotations)
 
 
 def sampling_table(config: PolicyConfig, policy: Policy) -> Table | None:

@@ -26,7 +26,7 @@ from diffusion_core.normalize import MinMax
 from diffusion_core.resume import open_run, require_same_data, resumable
 from diffusion_core.run import Run, command, launch, one_line_errors
 from diffusion_core.train import fit, processes
-from policy import evaluate, language
+from policy import evaluate, language, poses
 from policy.config import PolicyConfig
 from policy.data import sources
 from policy.data.demonstrations import Demonstrations
@@ -116,6 +116,8 @@ def untrained(config: PolicyConfig, data: Data) -> Policy:
     """The policy that ``config`` describes, its normalizers fitted to the training data."""
     keys = [key for key, kind in config.task.obs.items() if kind == "low_dim"]
     chunks = data.training.chunks(keys, config.task.reference)
+    if config.task.rotations:
+        chunks = poses.encode(chunks.unflatten(1, (config.horizon, -1))).flatten(1)
     scales = MinMax.fit(data.training.low_dim(keys)), MinMax.fit(chunks)
     if config.units:
         like, _ = restore(checkpoint.find(config.units, evaluate.PRETRAINED))

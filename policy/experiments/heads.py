@@ -3,8 +3,9 @@
     python -m policy.experiments.heads --data DIR --tasks push3d metaworld_push --heads diffusion flow act \\
         --minutes 5 --out benchmarks/results/policy/heads.json
 
-``DIR/<task>.zarr.zip`` holds the demonstrations of each task (``python -m policy.data generate task=...``). A training
-gets as many steps as fit the processor time, by the clock of its first ones. A cell is one task, head and seed; it is
+``DIR/<task>.zarr.zip`` holds the demonstrations of each task (``python -m policy.data generate task=...``); ``--data
+human`` are the published ones of Push-T. A head may bring words: ``"diffusion network=transformer"``. A training gets
+as many steps as fit the processor time, by the clock of its first ones. A cell is one task, head and seed; it is
 written when it is done, and a second call leaves out what is there, so that several machines may take ``--shard i/n``.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import itertools
 import json
 import logging
+import re
 import shlex
 import sys
 import time
@@ -40,18 +42,24 @@ WARM_UP, TIMED = 5, 30
 KEPT = ("mean_max_score", "success_rate", "steps_to_success", "replan_p50")
 
 
-def configuration(task: str, head: str, seed: int, data: Path, runs: Path, words: Sequence[str]) -> PolicyConfig:
+def configuration(task: str, head: str, seed: int, data: str, runs: Path, words: Sequence[str]) -> PolicyConfig:
     """What a cell is trained with, but for its steps.
 
     Raises:
         WorkbenchError: the task's demonstrations are not there.
     """
-    store = data / f"{task}.zarr.zip"
-    if not store.exists():
+    store = "human" if data == "human" else Path(data) / f"{task}.zarr.zip"
+    if isinstance(store, Path) and not store.exists():
         raise WorkbenchError(
             f"{store}: got no demonstrations; expected them: python -m policy.data generate task={task} out={store}."
         )
-    overrides = [f"task={task}", f"head={head}", f"data.source={store}", f"train.seed={seed}", f"data.seed={seed}"]
+    overrides = [
+        f"task={task}",
+        *f"head={head}".split(),
+        f"data.source={store}",
+        f"train.seed={seed}",
+        f"data.seed={seed}",
+    ]
     quiet = ["validate_every=0", "evaluation.film=0", "train.checkpoint_every=0", f"runs={runs}"]
     return composed(PolicyConfig, "policy.conf", "train", [*overrides, *quiet, *words])
 
@@ -102,7 +110,7 @@ def experiment(asked: argparse.Namespace) -> None:
     part, parts = (int(n) for n in asked.shard.split("/"))
     todo = list(itertools.product(range(asked.seeds), asked.tasks, asked.heads))
     for seed, task, head in todo[part::parts]:
-        name = f"{task}-{head}-{seed}"
+        name = re.sub(r"[^\w.-]+", "_", f"{task}-{head}-{seed}")
         path = cells / f"{name}.json"
         if path.exists():
             continue
@@ -126,9 +134,9 @@ def experiment(asked: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", type=Path, required=True, help="folder of <task>.zarr.zip")
+    parser.add_argument("--data", required=True, help="folder of <task>.zarr.zip, or human")
     parser.add_argument("--tasks", nargs="+", required=True)
-    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS)
+    parser.add_argument("--heads", nargs="+", default=list(HEADS), help="a head, or one with words")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds, from 0")
     parser.add_argument("--minutes", type=float, default=5.0, help="processor time of a training")
     parser.add_argument("--n", type=int, default=50, help="episodes of a cell")

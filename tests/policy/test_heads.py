@@ -29,6 +29,7 @@ SMALL = {
     "bet": ("head.bins=8", "head.width=32", "head.depth=1", "head.heads=2"),
     "consistency": ("steps=2",),
     "forcing": ("steps=10",),
+    "product": ("steps=10",),
     "act": ("head.width=32", "head.encoder_depth=1", "head.decoder_depth=1", "head.heads=2"),
 }
 ONE_ANSWER = ("regression", "act")
@@ -102,6 +103,10 @@ def test_what_is_seen_is_followed_and_the_coin_is_tossed(trained):
         assert near.float().mean() > (0.55 if name == "consistency" else 0.85)
         heads = (end > 0).float().mean()
         assert abs(heads - 0.5) < 4 * 0.5 / 400**0.5 + 0.1
+    if name == "product":
+        assert set(drawn[..., 1].unique().tolist()) == {-1.0, 1.0}
+        # the classes are drawn one by one, and still agree: the network sees those that are known
+        assert (drawn[..., 1] == end[:, None]).all(1).float().mean() > 0.9
 
 
 def test_a_draw_is_the_same_alone_and_in_a_batch(trained):
