@@ -71,4 +71,4 @@ def drawn(denoiser: NetworkDenoiser, shape: Shape, cond: Tensor, table: Table | 
 def prior(denoiser: NetworkDenoiser, shape: Shape, cond: Tensor, table: Table, noise: Noise) -> Tensor:
     """Samples of the prior at the table's first time, in the condition's precision."""
     z = noise.normal((len(cond), shape.horizon, shape.dim), cond.dtype, cond.device)
-    return Gaussian(denoiser.schedule).prior(z, float(table.times[0].flatten()[0]))
+    return Gaussian(denoiser.schedule).prior(z, float(table.times[0].max()))
