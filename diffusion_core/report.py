@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from diffusion_core.durable import write_text
 from diffusion_core.results import Estimate
@@ -178,6 +179,38 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> Path:
     clip = clip[:, : clip.shape[1] // 2 * 2, : clip.shape[2] // 2 * 2]
     iio.imwrite(path, clip, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p")
     return path
+
+
+def side_by_side(
+    films: Sequence[Sequence[np.ndarray]], width: int, most: int = 1600, gap: int = 4
+) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """Films of one size as one film, ``width`` in a row on white; one that is over keeps its last frame, paler.
+
+    Args:
+        films: each of at least one frame (height, width, 3) uint8.
+        most: pixels across; films are shrunk by the least whole factor that fits.
+        gap: between two, in pixels.
+    """
+    columns = min(width, len(films))
+    factor = -(-columns * (films[0][0].shape[1] + gap) // most)
+    small = [[shrunk(frame, factor) for frame in film] for film in films]
+    height, across = small[0][0].shape[:2]
+    rows = -(-len(films) // columns)
+    found = []
+    for step in range(max(map(len, small))):
+        frame = np.full((rows * (height + gap) - gap, columns * (across + gap) - gap, 3), 255, np.uint8)
+        for k, film in enumerate(small):
+            top, left = k // columns * (height + gap), k % columns * (across + gap)
+            frame[top : top + height, left : left + across] = film[step] if step < len(film) else film[-1] // 2 + 127
+        found.append(frame)
+    return found
+
+
+def shrunk(image: UInt8[np.ndarray, "h w 3"], factor: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """The mean of blocks of ``factor`` x ``factor`` pixels; what does not fill a block is cut off."""
+    height, width = (n // factor * factor for n in image.shape[:2])
+    blocks = image[:height, :width].reshape(height // factor, factor, width // factor, factor, 3)
+    return blocks.mean((1, 3)).round().astype(np.uint8)
 
 
 def _base64(path: Path) -> str:

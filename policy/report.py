@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from diffusion_core.configure import build, plain, target
 from diffusion_core.noise import PerSample
-from diffusion_core.report import ACCENT, INK, MUTED, WARM, Page, save_figure, subplots, write_video
+from diffusion_core.report import ACCENT, INK, MUTED, WARM, Page, save_figure, side_by_side, subplots, write_video
 from diffusion_core.run import read_metrics
 from envs.pusht import SUCCESS
 from envs.rollout import Observation, Rollout, stack
@@ -30,6 +30,8 @@ NAMES = {
     "replan_p50": "time to replan, median",
     "replan_p95": "time to replan, 95th percentile",
 }
+GRID = 5
+"""Films in a row."""
 OF_PUSHT = {
     "mean_max_score": "mean max score (published metric)",
     "success_rate": "success rate (coverage above 0.95)",
@@ -76,10 +78,13 @@ def write(
     if filmed:
         page.heading("Episodes")
         fps = float(getattr(target(config.task.env), "metadata", {}).get("render_fps", 10))
+        if len(filmed) > 1:
+            write_video(out / "grid.mp4", side_by_side([e.frames for e in filmed], GRID), fps)
         paths = [write_video(out / f"seed_{e.seed}.mp4", e.frames, fps) for e in filmed]
         page.videos(paths, [describe(e) for e in filmed])
         page.text(
-            "The first seeds, not chosen by outcome, then some that were not solved."
+            "The first seeds, not chosen by outcome, then some that were not solved"
+            + ("; grid.mp4 has all side by side." if len(filmed) > 1 else ".")
             + (" The cross is the commanded target of the finger." if on_pusht else "")
         )
     page.heading("All episodes")

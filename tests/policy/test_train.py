@@ -81,13 +81,15 @@ def test_the_report_needs_nothing_but_itself(trained):
 
 def test_films_decode_to_one_frame_per_state(trained):
     steps = {e["seed"]: int(e["steps"]) for e in episodes_of(trained / "evaluation")}
-    films = sorted((trained / "evaluation").glob("*.mp4"))
+    films = sorted((trained / "evaluation").glob("seed_*.mp4"))
     # two that were asked for, and the other that was not solved
     assert [f.stem for f in films] == ["seed_100000", "seed_100001", "seed_100002"]
     for film in films:
         frames = iio.imread(film, plugin="pyav")
         assert frames.shape == (steps[film.stem.removeprefix("seed_")] + 1, 512, 512, 3)
         assert frames[0].std() > 10.0 and (frames[0] != frames[-1]).any()
+    together = iio.imread(trained / "evaluation" / "grid.mp4", plugin="pyav")
+    assert together.shape == (max(steps.values()) + 1, 512, 3 * 512 + 2 * 4, 3)
 
 
 def judge(checkpoint_path: Path, out: Path, **more: Any) -> dict[str, Any]:
