@@ -12,8 +12,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ContextDecorator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -171,19 +171,21 @@ def options(program: str, defaults: dict[str, str]) -> dict[str, str]:
     return defaults | words
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
+class one_line_errors(ContextDecorator):  # noqa: N801 - reads as contextlib's own
     """Inside, a user error ends the process with one line and status 2, Ctrl-C with one line and status 130.
 
     A job that Hydra runs does its work inside this, too: an exception that left the job would first be announced by
-    Hydra's own line.
+    Hydra's own line. It keeps nothing, so that Hydra's launchers can send the job to other processes.
     """
-    try:
-        yield
-    except WorkbenchError as error:
-        _fail(str(error), 2)
-    except KeyboardInterrupt as error:
-        _fail(str(error) or "interrupted", 130)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, WorkbenchError):
+            _fail(str(error), 2)
+        if isinstance(error, KeyboardInterrupt):
+            _fail(str(error) or "interrupted", 130)
 
 
 def _module() -> str:

@@ -247,3 +247,14 @@ def test_two_processes_learn_what_one_learns(data, tmp_path):
     assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(*curves, strict=True))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_sweep_trains_side_by_side_and_a_mistake_in_it_is_one_line(data, tmp_path):
+    words = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "preset=smoke", f"data.source={data}"]
+    words += [f"runs={tmp_path}/runs", "task.env.max_steps=16", "train.steps=20", "evaluation.n=1", "evaluation.film=0"]
+    kill_and_resume.finish([*words, "train.seed=0,1"], tmp_path / "log")
+    told = [OmegaConf.load(path) for path in (tmp_path / "runs").glob("*/policy-*/config.yaml")]
+    assert sorted(config.train.seed for config in told) == [0, 1]
+    assert len(list((tmp_path / "runs").glob("*/policy-*/evaluation/evaluation.json"))) == 2
+    assert kill_and_resume.start([*words, "train.seed=-1"], tmp_path / "mistake").wait() == 2
+    assert (tmp_path / "mistake").read_text().splitlines()[-1].startswith("error: train.seed: got -1;")
