@@ -123,6 +123,11 @@ class Manipulation(gymnasium.Env[Any, np.ndarray]):
             },
         }
 
+    @property
+    def model_file(self) -> str:
+        """The scene as MJCF, as robomimic's files have it of each episode; it names meshes by where they are here."""
+        return str(self.arm.task.sim.model.get_xml())
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

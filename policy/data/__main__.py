@@ -27,6 +27,8 @@ USAGE = """usage: python -m policy.data <verb> key=value ...
            rest=8 cameras=[]         but in Push-T: rows after the success, cameras other than the task's
            max_steps=0               of an episode; 0: as the task has it
            images=false zarr_format=2 overwrite=false
+           out's name decides as for convert (format=lerobot: a folder); robosuite's tasks as .hdf5 have the simulator's
+             states and env_args, as robomimic wants them
            Ctrl-C keeps the finished episodes in demos.partial.zarr.zip; demos.zarr.zip is left alone
   inspect  SOURCE [images=false]     SOURCE: expert, human, or a path (.zarr, .zarr.zip, .npz, robomimic's .hdf5, or
            a folder of LeRobot's format 2 or 3)

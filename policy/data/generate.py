@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import numpy as np
 from omegaconf import MISSING, OmegaConf
 
 from diffusion_core.errors import WorkbenchError
-from policy.data import writer
+from policy.data import forms, robomimic
 from policy.data.replay import ReplayBuffer
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 TASKS = Path(__file__).parents[1] / "conf" / "task"
 PUSHT_STEPS = 300
-WHERE = ("out", "overwrite", "jobs")
+WHERE = ("out", "format", "overwrite", "jobs")
 """Options that do not change what is generated."""
 OURS = ("near_goal", "noise_px")
 """Options of Push-T alone."""
@@ -47,6 +49,7 @@ class Generate:
     max_steps: int = 0
     images: bool = False
     cameras: list[str] = field(default_factory=list)
+    format: str = ""
     zarr_format: int = 2
     overwrite: bool = False
 
@@ -59,7 +62,7 @@ def generate(options: Generate) -> None:
     """
     leaf = task_leaf(options.task)
     _check(options, _is_pusht(leaf))
-    writer.check(Path(options.out), options.zarr_format, options.overwrite)
+    forms.check(Path(options.out), _wish(options))
     (_pusht if _is_pusht(leaf) else _any)(options, leaf)
 
 
@@ -103,9 +106,13 @@ def scene(options: Generate, leaf: Mapping[str, Any]) -> tuple[Scene, dict[str, 
     told: dict[str, Any] = {"fps": made.metadata["render_fps"], "env": env, "expert": dict(leaf["expert"])}
     if instruction := getattr(made, "instruction", ""):
         told["tasks"] = list(getattr(made, "instructions", [instruction]))
+    whole = Path(options.out).suffix == robomimic.SUFFIX
+    if whole and hasattr(made, "env_args"):
+        told["robomimic"] = {"data": {"env_args": json.dumps(made.env_args)}}
+        told["model_file"] = made.model_file
     made.close()
     bursts = Bursts(options.noise_rate, options.noise_steps, options.noise_scale)
-    return Scene(bind(env), bind(leaf["expert"]), bursts, options.rest), told
+    return Scene(bind(env), bind(leaf["expert"]), bursts, options.rest, whole), told
 
 
 def _any(options: Generate, leaf: Mapping[str, Any]) -> None:
@@ -118,6 +125,7 @@ def _any(options: Generate, leaf: Mapping[str, Any]) -> None:
     episodes: list[dict[str, np.ndarray]] = []
     seeds: list[int] = []
     unsolved: list[int] = []
+    model = told.pop("model_file", None)
     attributes = {"generator": __name__, "options": about, "seeds": seeds, "unsolved": unsolved, **told}
     with _kept(options, episodes, attributes) as save:
         with tqdm(total=options.episodes, unit="episode") as bar:
@@ -128,6 +136,9 @@ def _any(options: Generate, leaf: Mapping[str, Any]) -> None:
                     episodes.append(episode.arrays)
                 bar.update()
                 bar.set_postfix(unsolved=len(unsolved))
+        if model is not None:
+            demos = [{"name": f"demo_{i}", "attributes": {"model_file": model}} for i in range(len(episodes))]
+            attributes["robomimic"] = attributes["robomimic"] | {"demos": demos}
         save()
     if unsolved:
         shown = ", ".join(map(str, unsolved[:5])) + (", ..." if len(unsolved) > 5 else "")
@@ -170,24 +181,28 @@ def _kept(
     """Yield what saves the episodes; on Ctrl-C those there are go beside `out`."""
     out = Path(options.out)
 
-    def save(path: Path, overwrite: bool) -> None:
+    def save(path: Path, wish: forms.Wish) -> None:
         buffer = ReplayBuffer.from_episodes(episodes, attributes)
-        buffer.save(path, options.zarr_format, overwrite)
+        buffer.save_as(path, wish)
         size = sum(p.stat().st_size for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
         sys.stdout.write(f"{path}: {buffer.n_episodes} episodes, {buffer.n_steps} steps, {size:,} bytes\n")
 
     def save_all() -> None:
         if not episodes:
             raise WorkbenchError("generate: got no solved episode; expected at least one: raise episodes or max_steps.")
-        save(out, options.overwrite)
+        save(out, _wish(options))
 
     try:
         yield save_all
     except KeyboardInterrupt:
         if episodes:
-            stem = out.name.removesuffix(".zip").removesuffix(".npz").removesuffix(".zarr")
-            save(out.with_name(f"{stem}.partial.zarr.zip"), overwrite=True)
+            stem = re.sub(r"(\.zarr)?(\.zip|\.npz|\.hdf5)?$", "", out.name)
+            save(out.with_name(f"{stem}.partial.zarr.zip"), forms.Wish(overwrite=True))
         raise
+
+
+def _wish(options: Generate) -> forms.Wish:
+    return forms.Wish(options.format, options.zarr_format, options.overwrite)
 
 
 def _is_pusht(leaf: Mapping[str, Any]) -> bool:

@@ -64,12 +64,15 @@ class Scene:
         expert: makes the expert.
         bursts: disturbances of the executed action.
         rest: rows recorded after the success, so that an imitator aims beyond the threshold.
+        states: also record the simulator's, where it tells them (``sim_state``), and whether a step solved the task
+            (``done``): with them robomimic can play a file back.
     """
 
     env: Callable[[], gymnasium.Env[Any, np.ndarray]]
     expert: Callable[[], Expert]
     bursts: Bursts = field(default_factory=Bursts)
     rest: int = 8
+    states: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,14 @@ def demonstrate(scene: Scene, seeds: Sequence[int]) -> list[Demonstration]:
     """Let the expert play one episode for each seed."""
     env, expert = scene.env(), scene.expert()
     try:
-        return [play(env, expert, seed, scene.bursts, scene.rest) for seed in seeds]
+        return [play(env, expert, seed, scene) for seed in seeds]
     finally:
         env.close()
 
 
-def play(
-    env: gymnasium.Env[Any, np.ndarray], expert: Expert, seed: int, bursts: Bursts, rest: int = 0
-) -> Demonstration:
-    """Let the expert play one episode, to `rest` rows beyond its success."""
+def play(env: gymnasium.Env[Any, np.ndarray], expert: Expert, seed: int, scene: Scene) -> Demonstration:
+    """Let the expert play one episode, to `scene.rest` rows beyond its success."""
+    bursts = scene.bursts
     rng = np.random.default_rng([seed, 0])
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
@@ -107,7 +109,7 @@ def play(
     expert.reset(seed)
     rows: list[dict[str, np.ndarray]] = []
     left, drift, rested, solved, truncated = 0, np.zeros(space.shape), 0, False, False
-    while not truncated and (not solved or rested < rest):
+    while not truncated and (not solved or rested < scene.rest):
         try:
             action = np.asarray(expert.act(observation), dtype=np.float32)
         except RuntimeError as error:
@@ -121,7 +123,11 @@ def play(
         row = _row(observation) | {"action": action}
         if "task_index" in info:
             row["task_index"] = np.asarray(info["task_index"], dtype=np.int64)
+        if scene.states and "state" in info:
+            row["sim_state"] = np.asarray(info["state"], dtype=np.float64)
         observation, reward, terminated, truncated, info = env.step(sent)
+        if scene.states:
+            row["done"] = np.asarray(info["is_success"], dtype=np.int64)
         rows.append(row | {"reward": np.asarray(reward, dtype=np.float32)})
         solved = solved or bool(info["is_success"])
         truncated = truncated or (terminated and not solved)
@@ -141,7 +147,7 @@ def demonstrations(scene: Scene, seeds: Sequence[int], n_jobs: int) -> Iterator[
     work = partial(demonstrate, scene)
     if n_jobs == 1:
         env, expert = scene.env(), scene.expert()
-        yield from (play(env, expert, seed, scene.bursts, scene.rest) for seed in seeds)
+        yield from (play(env, expert, seed, scene) for seed in seeds)
         env.close()
         return
     deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)

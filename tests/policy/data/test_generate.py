@@ -1,5 +1,9 @@
 """`generate` for any task: what is recorded, what is disturbed, what is left out, and that processes do not matter."""
 
+import json
+from functools import partial
+
+import h5py
 import numpy as np
 import pytest
 
@@ -9,7 +13,7 @@ from envs.push3d import Push3D
 from envs.push3d_expert import Push3DExpert
 from policy.data import __main__ as cli
 from policy.data.generate import TASKS, Generate, scene, task_leaf
-from policy.data.recording import Bursts, play
+from policy.data.recording import Bursts, Scene, play
 from policy.data.replay import ReplayBuffer
 
 DRAWER = "metaworld_drawer_open"
@@ -70,8 +74,10 @@ def test_it_is_the_same_for_any_number_of_processes(tmp_path):
 
 def test_what_is_executed_is_disturbed_and_what_is_recorded_is_intended():
     env, acting = Push3D(), Push3DExpert()
-    calm = play(env, acting, 1, Bursts())
-    shaken = play(env, acting, 1, Bursts(rate=0.3, steps=4, scale=0.1))
+    calm, shaken = (
+        play(env, acting, 1, Scene(Push3D, Push3DExpert, bursts, rest=0))
+        for bursts in (Bursts(), Bursts(rate=0.3, steps=4, scale=0.1))
+    )
     assert calm.solved and (calm.arrays["action"][0] == shaken.arrays["action"][0]).all()
     assert calm.arrays["action"].shape != shaken.arrays["action"].shape
     # what the expert wanted, asked again with what was recorded
@@ -90,6 +96,35 @@ def test_unsolved_episodes_are_left_out_and_counted(tmp_path, capsys):
     assert buffer.n_episodes == len(solved) and buffer.episode_lengths.max() <= 89
 
 
+def test_robomimics_format_can_be_played_back_by_robosuite(tmp_path):
+    robosuite = pytest.importorskip("robosuite", reason="robosuite is not installed (extra robosuite)")
+    out = tmp_path / "lift.hdf5"
+    assert cli.main(["generate", "jobs=1", "task=lift", "episodes=2", "seed=3", "rest=2", f"out={out}"]) == 0
+    with h5py.File(out) as file:
+        args = json.loads(file["data"].attrs["env_args"])
+        env = robosuite.make(args["env_name"], **args["env_kwargs"], renderer="mujoco")
+        for demo in file["data"].values():
+            assert demo["dones"][-3:].tolist() == [1, 1, 1] and demo["dones"][:-3].sum() == 0
+            assert demo["actions"].shape == (demo.attrs["num_samples"], 7)
+            env.reset_from_xml_string(demo.attrs["model_file"])
+            for t in (0, len(demo["states"]) - 1):
+                env.sim.set_state_from_flattened(demo["states"][t])
+                env.sim.forward()
+                seen = env.sim.data.body_xpos[env.sim.model.body_name2id("cube_main")]
+                # as in robosuite, what is seen is a step of the simulation, 2 ms, older than the state
+                np.testing.assert_allclose(seen, demo["obs/object"][t, :3], atol=1e-3)
+            assert np.ptp(demo["obs/object"][:, 2]) > 0.02
+        env.close()
+
+
+def test_a_folder_of_lerobots_on_demand(tmp_path):
+    out = tmp_path / "drawer"
+    words = ["generate", "jobs=1", f"task={DRAWER}", "episodes=1", f"out={out}", "format=lerobot"]
+    assert cli.main(words) == 0
+    buffer = ReplayBuffer.load(out)
+    assert buffer.n_episodes == 1 and buffer.attributes["tasks"] == [INSTRUCTIONS["drawer-open-v3"]]
+
+
 def test_images_on_demand(tmp_path):
     buffer = generated(tmp_path, "task=push3d", "episodes=1", "seed=5", "rest=0", "images=true")
     pictures = buffer.arrays["side_image"]
@@ -101,8 +136,9 @@ def test_images_on_demand(tmp_path):
 
 def test_several_tasks_and_the_expert_that_is_told_which():
     tasks = ["reach-v3", "window-close-v3"]
+    of = Scene(partial(MetaWorldMulti, tasks), partial(expert, tasks=tasks), rest=0)
     for seed in (0, 1):
-        made = play(MetaWorldMulti(tasks), expert(tasks=tasks), seed, Bursts())
+        made = play(of.env(), of.expert(), seed, of)
         assert made.solved and (made.arrays["task_index"] == seed).all() and "instruction" not in made.arrays
 
 
