@@ -167,6 +167,11 @@ class Push3D(gymnasium.Env[Any, np.ndarray]):
         self._steps = 0
         return self._observed(), self._info()
 
+    @property
+    def threaded(self) -> bool:
+        """Whether threads may step several at a time: without pictures a step is MuJoCo's own, outside of Python."""
+        return not self.cameras
+
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Move the finger towards its target for 0.1 s.
 

@@ -7,6 +7,7 @@ simulators as fast as these (inter-process messages cost more than the physics).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,18 @@ class _Episode:
         self._note(info)
         self.done = bool(terminated or truncated)
 
+    def play(self, chunk: np.ndarray) -> None:
+        """Its actions one by one, as far as the episode goes."""
+        for action in chunk:
+            self.step(action)
+            if self.done:
+                return
+
+    @property
+    def threaded(self) -> bool:
+        """Whether it may be stepped beside others of this process; pictures are drawn by one thread alone."""
+        return not self.film and bool(getattr(self.env.unwrapped, "threaded", False))
+
 
 def rollouts(
     make_env: Callable[[], gymnasium.Env[Any, Any]],
@@ -93,6 +106,7 @@ def rollouts(
     n_obs_steps: int,
     batch: int = 50,
     film: Sequence[int] = (),
+    threads: int = 1,
 ) -> Iterator[Rollout]:
     """Run one episode per seed; yield each as it ends.
 
@@ -104,23 +118,28 @@ def rollouts(
         batch: how many episodes run side by side. It changes the speed, and must not change the result: that is
             the policy's duty (per-seed noise).
         film: seeds whose episodes are rendered.
+        threads: that step the environments, where these are ``threaded``: their steps are MuJoCo's, outside of Python.
     """
     waiting = list(seeds)[::-1]
     idle = [make_env() for _ in range(min(batch, len(waiting)))]
     running: list[_Episode] = []
-    while waiting or running:
-        while waiting and idle:
-            seed = waiting.pop()
-            running.append(_Episode(idle.pop(), seed, n_obs_steps, seed in film))
-        actions = act(stack([stack(e.history) for e in running]), [e.record.seed for e in running])
-        for episode, chunk in zip(running, actions, strict=True):
-            for action in chunk:
-                episode.step(action)
-                if episode.done:
-                    break
-        for episode in [e for e in running if e.done]:
-            running.remove(episode)
-            idle.append(episode.env)
-            yield episode.record
+    with ThreadPoolExecutor(threads) as pool:
+        while waiting or running:
+            while waiting and idle:
+                seed = waiting.pop()
+                running.append(_Episode(idle.pop(), seed, n_obs_steps, seed in film))
+            actions = act(stack([stack(e.history) for e in running]), [e.record.seed for e in running])
+            beside = []
+            for episode, chunk in zip(running, actions, strict=True):
+                if threads > 1 and episode.threaded:
+                    beside.append(pool.submit(episode.play, chunk))
+                else:
+                    episode.play(chunk)
+            for task in beside:
+                task.result()
+            for episode in [e for e in running if e.done]:
+                running.remove(episode)
+                idle.append(episode.env)
+                yield episode.record
     for env in idle:
         env.close()

@@ -82,6 +82,7 @@ class EvaluationConfig:
         film: how many of the episodes are filmed, the first ones.
         failures: how many of those that were not solved are played once more and filmed, if any are filmed.
         jobs: processes; changes speed only.
+        threads: that step environments whose steps are MuJoCo's own (push3d), if jobs is 1; changes speed only.
         precision: "float64" makes results independent of the batch; "float32" is faster.
     """
 
@@ -91,10 +92,11 @@ class EvaluationConfig:
     film: int = 6
     failures: int = 3
     jobs: int = 1
+    threads: int = 1
     precision: str = "float64"
 
     def __post_init__(self) -> None:
-        require_at_least(1, {"n": self.n, "batch": self.batch, "jobs": self.jobs})
+        require_at_least(1, {"n": self.n, "batch": self.batch, "jobs": self.jobs, "threads": self.threads})
         require_at_least(0, {"film": self.film, "failures": self.failures, "first_seed": self.first_seed})
         if self.precision not in ("float32", "float64"):
             raise WorkbenchError(f"precision: got {self.precision!r}; expected float32 or float64.")

@@ -71,6 +71,7 @@ def rollout(
     film: Sequence[int] = (),
     precision: str = "float64",
     run: Run | None = None,
+    threads: int = 1,
 ) -> list[Rollout]:
     """One episode per seed, in the order of ``seeds``; with a progress bar if ``run`` is given."""
     episodes: Iterable[Rollout] = rollouts(
@@ -80,6 +81,7 @@ def rollout(
         policy.n_obs_steps,
         batch,
         film,
+        threads,
     )
     if run is not None:
         episodes = run.progress(episodes, "rollouts", len(seeds))
@@ -147,7 +149,7 @@ def evaluate(
         shared = workers.episodes(saved.path, config, seeds, filmed, batch, precision, evaluation.jobs)
         episodes = _in_order(list(run.progress(shared, "rollouts", len(seeds))), seeds)
     else:
-        episodes = rollout(policy, config, seeds, plan, batch, filmed, precision, run)
+        episodes = rollout(policy, config, seeds, plan, batch, filmed, precision, run, evaluation.threads)
     seconds = time.perf_counter() - start
     lost = [e.seed for e in episodes if not e.success and not e.frames][: evaluation.failures if filmed else 0]
     # the same start and noise: the same episode, but seen

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
+from envs.push3d import Push3D
 from envs.pusht import PushT
 from envs.rollout import Rollout, rollouts, stack
 
@@ -147,3 +151,31 @@ def test_dictionaries_of_observations_are_stacked_key_by_key():
     assert len(episodes) == 2
     assert seen[0]["image"].shape == (2, 2, 96, 96, 3) and seen[0]["agent_pos"].shape == (2, 2, 2)
     assert stack([{"a": np.ones(2)}, {"a": np.zeros(2)}])["a"].tolist() == [[1.0, 1.0], [0.0, 0.0]]
+
+
+def test_threads_change_nothing_and_are_used_where_the_environment_allows():
+    here: set[int] = set()
+
+    class Watched(Push3D):
+        def step(self, action):
+            here.add(threading.get_ident())
+            return super().step(action)
+
+    def wander(observations: dict[str, np.ndarray], seeds: Sequence[int]) -> np.ndarray:
+        toward = observations["block"][:, -1, None, :2] - observations["finger"][:, -1, None]
+        return (observations["finger"][:, -1, None] + np.linspace(0.2, 1.0, 8)[:, None] * toward).astype(np.float32)
+
+    def played(threads: int, film: Sequence[int] = (), **made: Any) -> dict[int, Rollout]:
+        here.clear()
+        env = partial(Watched, max_steps=24, **made)
+        return {e.seed: e for e in rollouts(env, wander, [1, 2, 3, 4], 2, 4, film, threads)}
+
+    alone = played(1)
+    assert here == {threading.get_ident()}
+    together = played(3)
+    assert here and threading.get_ident() not in here
+    assert all(same(alone[seed], together[seed]) for seed in alone)
+    # pictures are drawn where they always are
+    filmed = played(3, film=[1, 2, 3, 4])
+    assert here == {threading.get_ident()} and all(same(alone[seed], filmed[seed]) for seed in alone)
+    assert len(played(3, cameras=["top"], size=16)) == 4 and here == {threading.get_ident()}
