@@ -15,6 +15,7 @@ import logging
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from diffusion_core import checkpoint, results
 from diffusion_core.configure import build, table
 from diffusion_core.run import launch
-from envs.rollout import Observation, rollouts
+from envs.rollout import Observation, rollouts, stack
 from policy.config import PolicyConfig
 from policy.evaluate import PRETRAINED, Actor, metrics
 from policy.model import Policy, restore
@@ -32,7 +33,8 @@ from policy.runtime.streaming import Streaming
 
 logger = logging.getLogger("workbench.policy")
 FIRST_SEED = 100_000
-LATENCY_CALLS = 50
+LATENCY_CALLS = 200
+WAYS = ("stream", "anew", "short")
 
 
 def actor_of(way: str, every: int, policy: Policy, config: PolicyConfig, precision: str) -> tuple[Any, int]:
@@ -46,53 +48,46 @@ def actor_of(way: str, every: int, policy: Policy, config: PolicyConfig, precisi
     return Actor(policy, solver, precision), steps
 
 
-def milliseconds(actor: Any, observation: Observation) -> float:
-    """Median time of a turn of one robot, its first left out."""
+def milliseconds(actors: Sequence[Any], observation: Observation) -> list[float]:
+    """Median time of a turn of one robot, the first left out; the actors take turns."""
     taken = []
     for _ in range(LATENCY_CALLS):
-        began = time.perf_counter()
-        actor(observation, [0])
-        taken.append(1e3 * (time.perf_counter() - began))
-    return float(np.median(taken[1:]))
+        row = []
+        for actor in actors:
+            began = time.perf_counter()
+            actor(observation, [0])
+            row.append(1e3 * (time.perf_counter() - began))
+        taken.append(row)
+    return [float(middle) for middle in np.median(taken[1:], axis=0)]
 
 
 def measured(way: str, every: int, policy: Policy, config: PolicyConfig, n: int) -> dict[str, Any]:
-    """One row."""
+    """One row, but for its time."""
     actor, evaluations = actor_of(way, every, policy, config, "float64")
     seeds = range(FIRST_SEED, FIRST_SEED + n)
     episodes = list(rollouts(lambda: build(config.task.env), actor, seeds, policy.n_obs_steps, min(n, 50)))
-    env = build(config.task.env)
-    first = np.stack([env.reset(seed=0)[0]] * policy.n_obs_steps)[None]
-    env.close()
-    alone, _ = actor_of(way, every, policy, config, "float32")
     found = {name: value for name, value in metrics(episodes).items() if "coverage" not in name}
-    return {
-        "way": way,
-        "every": every,
-        "evaluations": evaluations,
-        "per_control_step": evaluations / every,
-        "milliseconds_per_turn": round(milliseconds(alone, first), 3),
-        **found,
-    }
+    return {"way": way, "every": every, "steps": config.steps, "evaluations": evaluations, **found}
 
 
 def experiment(asked: argparse.Namespace) -> None:
     """All rows, written as they are found."""
     policy, config = restore(checkpoint.find(asked.checkpoint, PRETRAINED))
+    env = build(config.task.env)
+    first = stack([stack([env.reset(seed=FIRST_SEED)[0]] * policy.n_obs_steps)])
+    env.close()
     rows: list[dict[str, Any]] = []
     for every in asked.every:
         groups = (policy.horizon - policy.n_obs_steps + 1) // every
         own = replace(config, steps=groups * max(round(asked.steps / groups), 1))
-        for way in ("stream", "anew", "short"):
-            row = {"steps": own.steps, **measured(way, every, policy, own, asked.n)}
+        alone = [actor_of(way, every, policy, own, "float32")[0] for way in WAYS]
+        for way, taken in zip(WAYS, milliseconds(alone, first), strict=True):
+            row = measured(way, every, policy, own, asked.n) | {"milliseconds": round(taken, 3)}
             rows.append(row)
-            logger.info(
-                "%s every %d: success %.2f, %d evaluations", way, every, row["success_rate"].value, row["evaluations"]
-            )
+            logger.info("%s every %d: success %.2f, %.2f ms", way, every, row["success_rate"].value, taken)
             if asked.out:
                 found = {
                     "command": f"python -m policy.experiments.streaming {shlex.join(sys.argv[1:])}",
-                    "checkpoint": str(asked.checkpoint),
                     "train_steps": config.train.steps,
                     "n": asked.n,
                     "rows": rows,
