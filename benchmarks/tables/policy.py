@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from benchmarks.tables import interval, load, markdown, number, percent
 from diffusion_core import results
 from policy import published
@@ -82,8 +85,17 @@ def composition() -> str:
 
 def heads() -> str:
     """Success of every head on every task at the same processor time; seeds pooled."""
-    rows = load("policy/heads")["rows"]
-    names = list(dict.fromkeys(row["head"] for row in sorted(rows, key=lambda row: HEADS.index(row["head"]))))
+    return _cells(load("policy/heads")["rows"], HEADS)
+
+
+def absolute() -> str:
+    """Actions that are poses: rotations and grippers as they should be learned, and otherwise."""
+    names = ("diffusion", "product", "regression", "diffusion task.rotations=false")
+    return _cells(load("policy/absolute")["rows"], names)
+
+
+def _cells(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
+    """A row a task, a column a head; training seeds pooled."""
     table = []
     for task in sorted({row["task"] for row in rows}):
         cells = []
@@ -95,6 +107,54 @@ def heads() -> str:
             cells.append(f"{pooled.value:.2f} [{pooled.low:.2f}, {pooled.high:.2f}]{seeds}" if pooled else "")
         table.append([f"`{task}`", *cells])
     return markdown(["task", *(f"`{name}`" for name in names)], table)
+
+
+def human() -> str:
+    """Heads on the published demonstrations of Push-T at the same processor time, and what is published."""
+    rows = load("policy/human")["rows"]
+    table = []
+    for name in dict.fromkeys(row["head"] for row in rows):
+        found = [row for row in rows if row["head"] == name]
+        scores = [row["mean_max_score"]["value"] for row in found]
+        solved, n = (sum(round(x) for x in column) for column in zip(*map(_solved, found), strict=True))
+        success = results.rate(solved, n)
+        cells = [f"{min(scores):.2f} to {max(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"]
+        cells += [
+            f"{success.value:.2f} [{success.low:.2f}, {success.high:.2f}]",
+            f"{len(found)} x {found[0]['success_rate']['n']}",
+        ]
+        table.append([f"`head={name}`", f"{found[0]['steps']:,}", *cells])
+    table += [[p.method, "", f"{p.best:.2f} / {p.last_ten:.2f}", "not given", "3 x 50"] for p in published.PUSHT]
+    head = [
+        "policy",
+        "training steps",
+        "mean max score (published: best / mean of the last ten checkpoints)",
+        "success [95 %]",
+    ]
+    return markdown([*head, "training seeds x episodes"], table)
+
+
+def _solved(row: dict[str, Any]) -> tuple[float, float]:
+    rate = row["success_rate"]
+    return rate["value"] * rate["n"], rate["n"]
+
+
+def streaming() -> str:
+    """A chunk that goes on against one drawn anew."""
+    names = {"stream": "stream", "anew": "anew", "short": "anew, as few evaluations"}
+    rows = [
+        [
+            str(row["every"]),
+            names[row["way"]],
+            str(row["evaluations"]),
+            interval(row["success_rate"]),
+            interval(row["mean_max_score"]),
+            f"{row['milliseconds']:.1f}",
+        ]
+        for row in load("policy/streaming")["rows"]
+    ]
+    head = ["actions a turn", "chunk", "evaluations a turn", "success [95 %]", "mean max score [95 %]", "ms a turn"]
+    return markdown(head, rows)
 
 
 def latency() -> str:
@@ -114,6 +174,9 @@ def latency() -> str:
 TABLES = {
     "pusht": pusht,
     "policy_heads": heads,
+    "policy_absolute": absolute,
+    "policy_human": human,
+    "policy_streaming": streaming,
     "policy_latency": latency,
     "policy_composition": composition,
     "policy_realtime": realtime,
