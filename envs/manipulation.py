@@ -151,6 +151,11 @@ class Manipulation(gymnasium.Env[Any, np.ndarray]):
         info = self._info()
         return self._observed(), float(info["is_success"]), info["is_success"], self._steps >= self.max_steps, info
 
+    def close(self) -> None:
+        """Give the simulator's memory back; nothing else works afterwards."""
+        if hasattr(self.arm, "model"):
+            self.arm.close()
+
     def render(self) -> np.ndarray | None:
         """What the camera "agentview" sees, (240, 240, 3) uint8, or None without a render mode."""
         return None if self.render_mode is None else self._picture("agentview", 240)

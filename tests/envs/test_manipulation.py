@@ -1,7 +1,9 @@
 """robomimic's tasks: the arm is robosuite's, seeds decide everything, experts solve them, pictures show what is."""
 
+import gc
 import json
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -197,3 +199,15 @@ def test_mistakes_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "robosuite", None)
     with pytest.raises(ValueError, match=r"diffusion-workbench\[robosuite\]"):
         manipulation_arm._robosuite.__wrapped__()
+
+
+def test_what_is_closed_gives_its_memory_back_at_once():
+    env = Manipulation("Lift", render_mode=None)
+    gc.disable()
+    try:
+        model = weakref.ref(env.arm.model)
+        env.close()
+        env.close()
+        assert model() is None
+    finally:
+        gc.enable()
