@@ -1,4 +1,4 @@
-"""Imagined pictures: what a sample is made of, where actions are shown, and a dot that learns to go where it is sent."""
+"""Imagined pictures: what a sample is made of, where actions are shown, a dot that learns to go where it is sent."""
 
 from __future__ import annotations
 
