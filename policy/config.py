@@ -55,6 +55,7 @@ class DataConfig:
 
     Args:
         source: "expert", "human" or the path of a replay buffer.
+        filter: of robomimic's .hdf5, the filter key whose demonstrations are used, such as "train"; empty: all.
         max_episodes: use only this many, drawn at random; 0 uses all.
         validation_fraction: share of episodes held out for the validation loss.
         mirror: add the mirror image of every episode, where the task has a mirror symmetry.
@@ -62,6 +63,7 @@ class DataConfig:
     """
 
     source: str = "expert"
+    filter: str = ""
     max_episodes: int = 0
     validation_fraction: float = 0.02
     mirror: bool = True

@@ -29,3 +29,10 @@ PUSHT = (
     Published("LSTM-GMM", 0.67, 0.61),
 )
 """Mean max score over 50 test starts x 3 training seeds. Source: `SOURCE`."""
+PUSHT_IMAGE = (
+    Published("Diffusion Policy, CNN", 0.91, 0.84),
+    Published("Diffusion Policy, transformer", 0.78, 0.66),
+    Published("IBC", 0.75, 0.64),
+    Published("LSTM-GMM", 0.69, 0.54),
+)
+"""The same of pictures: the paper's table 2, which has no row of BET."""

@@ -66,7 +66,10 @@ def load_data(config: PolicyConfig, device: torch.device | None = None) -> Data:
     told = [key for key, kind in task.obs.items() if kind == "language"]
     reads = task.reads or [key for key in task.obs if key not in told]
     buffer, provenance = sources.load(
-        config.data.source, [*reads, *(["task_index"] if told else [])], {"action": space.shape}
+        config.data.source,
+        [*reads, *(["task_index"] if told else [])],
+        {"action": space.shape},
+        filter_key=config.data.filter,
     )
     sentences = embedded(buffer) if told else None
     limits = MinMax(torch.as_tensor(space.low), torch.as_tensor(space.high))

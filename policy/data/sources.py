@@ -61,6 +61,7 @@ def load(
     reads: Sequence[str],
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     download: bool = True,
+    filter_key: str = "",
 ) -> tuple[ReplayBuffer, str]:
     """Load what a policy needs of a store, and `action`, validated; `img` is kept as bytes.
 
@@ -69,6 +70,7 @@ def load(
         reads: the arrays that observations are made of.
         shapes: what one step of an array must look like.
         download: fetch the human demonstrations when this machine has none.
+        filter_key: robomimic's, of the demonstrations to use; empty: all.
 
     Returns:
         The buffer, and one line for the config, log and report: source, episodes, steps, file name, sha256.
@@ -88,12 +90,13 @@ def load(
             f"{source} ({located.path}): got a store without {', '.join(missing)}; expected {', '.join(keys)}, which "
             f"this task's observations are made of: {remedy}, or another task."
         )
-    buffer = ReplayBuffer.load(located.path, keys, shapes, ("img",) if images else ())
+    buffer = ReplayBuffer.load(located.path, keys, shapes, ("img",) if images else (), filter_key=filter_key or None)
     if located.check_images and images:
         _check_images(buffer, located.path)
     digest = located.sha256 or "of content " + content_sha256(buffer.arrays | {"episode_ends": buffer.episode_ends})
     # the file's name and not its path: this line travels in checkpoints and reports to other machines
     name = source if source in ABOUT else "file"
+    name += f", {filter_key}" if filter_key else ""
     line = f"{name}: {buffer.n_episodes} episodes, {buffer.n_steps} steps, {located.path.name}, sha256 {digest}"
     log.info("read %s", located.path)
     return ReplayBuffer(buffer.arrays, buffer.episode_ends, source, buffer.attributes), line

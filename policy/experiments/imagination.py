@@ -181,6 +181,9 @@ def figure(path: Path, true: Tensor, found: Tensor, rows: Sequence[dict[str, Any
         axis.set(xlabel="imagined time, s", ylabel=label, xscale="log")
         axis.set_xticks(seconds, [f"{s:g}" for s in seconds])
         axis.minorticks_off()
+    # on the other side, where its numbers do not part the pictures above
+    axis.yaxis.tick_right()
+    axis.yaxis.set_label_position("right")
     axis.legend(fontsize=7)
     save_figure(canvas, path)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion_core.errors import WorkbenchError
-from policy.data import forms, robomimic
+from policy.data import forms, robomimic, sources
 from policy.data.demonstrations import Demonstrations
 from policy.data.replay import ReplayBuffer
 from policy.data.windows import windows
@@ -70,6 +70,14 @@ def test_the_comparison_of_files_sees_a_change(tmp_path, file):
     buffer.attributes["robomimic"]["demos"][3]["attributes"]["success"]["dtype"] = "<f8"
     buffer.save(tmp_path / "out.hdf5")
     assert content(tmp_path / "out.hdf5") != content(file)
+
+
+def test_a_policy_learns_from_the_demos_of_a_filter(file):
+    train = ReplayBuffer.load(file, filter_key="train")
+    found, line = sources.load(str(file), ["agent_pos"], filter_key="train")
+    assert found.n_episodes == train.n_episodes < ReplayBuffer.load(file).n_episodes
+    assert line.startswith(f"file, train: {train.n_episodes} episodes")
+    assert sources.load(str(file), ["agent_pos"])[1].startswith("file: ")
 
 
 def test_a_filter_takes_its_demos_under_their_names(tmp_path, file):
