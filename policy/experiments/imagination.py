@@ -147,7 +147,7 @@ def trained(most: float, data: Recorded, asked: argparse.Namespace) -> World:
     torch.manual_seed(train.seed)
     world = World(SIZE, STRIDE, WIDTHS, most)
     about = {"steps": asked.steps, "most": most}
-    found = fit(world, data, train, run, saved_config=about, meta={"domain": "imagine"}, device="cpu")
+    found = fit(world, data, train, run, saved_config=about, meta={"domain": "policy", "task": "imagine"}, device="cpu")
     assert isinstance(found, World)
     return found.eval()
 
