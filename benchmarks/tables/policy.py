@@ -113,25 +113,24 @@ def human() -> str:
     """Heads on the published demonstrations of Push-T at the same processor time, and what is published."""
     rows = load("policy/human")["rows"]
     table = []
-    for name in dict.fromkeys(row["head"] for row in rows):
-        found = [row for row in rows if row["head"] == name]
-        scores = [row["mean_max_score"]["value"] for row in found]
-        solved, n = (sum(round(x) for x in column) for column in zip(*map(_solved, found), strict=True))
-        success = results.rate(solved, n)
-        cells = [f"{min(scores):.2f} to {max(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"]
-        cells += [
-            f"{success.value:.2f} [{success.low:.2f}, {success.high:.2f}]",
-            f"{len(found)} x {found[0]['success_rate']['n']}",
-        ]
-        table.append([f"`head={name}`", f"{found[0]['steps']:,}", *cells])
-    table += [[p.method, "", f"{p.best:.2f} / {p.last_ten:.2f}", "not given", "3 x 50"] for p in published.PUSHT]
-    head = [
-        "policy",
-        "training steps",
-        "mean max score (published: best / mean of the last ten checkpoints)",
-        "success [95 %]",
-    ]
-    return markdown([*head, "training seeds x episodes"], table)
+    for task, sees, paper in (
+        ("pusht", "keypoints", published.PUSHT),
+        ("pusht_image", "pictures", published.PUSHT_IMAGE),
+    ):
+        for name in dict.fromkeys(row["head"] for row in rows if row["task"] == task):
+            found = [row for row in rows if (row["task"], row["head"]) == (task, name)]
+            scores = [row["mean_max_score"]["value"] for row in found]
+            solved, n = (sum(round(x) for x in column) for column in zip(*map(_solved, found), strict=True))
+            success = results.rate(solved, n)
+            cells = [f"{min(scores):.2f} to {max(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"]
+            cells += [
+                f"{success.value:.2f} [{success.low:.2f}, {success.high:.2f}]",
+                f"{len(found)} x {found[0]['success_rate']['n']}",
+            ]
+            table.append([sees, f"`head={name}`", f"{found[0]['steps']:,}", *cells])
+        table += [[sees, p.method, "", f"{p.best:.2f} / {p.last_ten:.2f}", "not given", "3 x 50"] for p in paper]
+    head = ["sees", "policy", "training steps", "mean max score", "success [95 %]", "training seeds x episodes"]
+    return markdown(head, table)
 
 
 def _solved(row: dict[str, Any]) -> tuple[float, float]:
@@ -157,6 +156,18 @@ def streaming() -> str:
     return markdown(head, rows)
 
 
+def imagination() -> str:
+    """Imagined pictures beside the simulator's."""
+    found = load("policy/imagination")
+    table = []
+    for row in found["rows"]:
+        for error, unit in (("finger", "px"), ("block", "px"), ("overlap", "")):
+            cells = [number(row[error][frame], 2 if error == "overlap" else 1) for frame in row[error]]
+            table.append([row["world"], f"{error}{', ' * bool(unit)}{unit}", *cells])
+    times = [f"{int(frame) * found['seconds_a_picture']:g} s" for frame in found["rows"][0]["block"]]
+    return markdown(["world", "error", *times], table)
+
+
 def latency() -> str:
     """Milliseconds per chunk, one robot, one thread."""
     ways = ("eager", "compiled", "exported", "onnx", "lerobot")
@@ -177,6 +188,7 @@ TABLES = {
     "policy_absolute": absolute,
     "policy_human": human,
     "policy_streaming": streaming,
+    "policy_imagination": imagination,
     "policy_latency": latency,
     "policy_composition": composition,
     "policy_realtime": realtime,
