@@ -167,12 +167,17 @@ def _simulator() -> ModuleType:
 
 
 @cache
+def model() -> mujoco.MjModel:
+    """The simulation's: one for all who look at it and change nothing."""
+    return _simulator().KitchenEnv().model
+
+
+@cache
 def _renderer(size: int) -> tuple[Any, Any]:
     """One for all kitchens, for episodes move joints, whose places are in the data, and nothing else; and a camera."""
-    model = _simulator().KitchenEnv().model
     # smooth edges cost three times the picture where there is no graphics card
-    model.vis.quality.offsamples = 0
+    model().vis.quality.offsamples = 0
     camera = mujoco.MjvCamera()
     camera.lookat[:] = [-0.2, 0.5, 2.0]
     camera.distance, camera.azimuth, camera.elevation = 2.2, 70.0, -35.0
-    return mujoco.Renderer(model, size, size), camera
+    return mujoco.Renderer(model(), size, size), camera

@@ -8,6 +8,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envs import kitchen
 from envs.kitchen import ROBOT, TASKS, Kitchen
+from envs.kitchen_expert import KitchenExpert, Style
 
 DONE = {"microwave": ([22], [-0.75]), "slide cabinet": ([19], [0.37]), "light switch": ([17, 18], [-0.69, -0.05])}
 """Joints of some tasks, and where they should be."""
@@ -116,3 +117,71 @@ def test_mistakes_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium_robotics.envs.franka_kitchen", None)
     with pytest.raises(ValueError, match=r"diffusion-workbench\[arm\]"):
         kitchen._simulator.__wrapped__()
+
+
+def play(expert: KitchenExpert, env: Kitchen, seed: int, disturb: float = 0.0) -> tuple[dict, np.ndarray]:
+    """Let the expert act, one step in seven with N(0, disturb²) added: the last information, the actions it wanted."""
+    rng, wanted = np.random.default_rng(seed), []
+    seen, info = env.reset(seed=seed)
+    expert.reset(seed)
+    over = False
+    while not over:
+        action = expert.act(seen)
+        assert action.shape == (ROBOT,) and np.abs(action).max() <= 1.0
+        wanted.append(action)
+        sent = action + disturb * rng.normal(size=ROBOT) * (len(wanted) % 7 == 0)
+        seen, _, solved, late, info = env.step(sent)
+        over = solved or late
+    return info, np.stack(wanted)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_expert_does_each_thing_also_when_disturbed(task):
+    env, expert = Kitchen(tasks=(task,), enough=1, max_steps=160), KitchenExpert((task,), 1)
+    info, calm = play(expert, env, seed=1)
+    assert info["completed"] == [task]
+    info, other = play(expert, env, seed=2, disturb=0.5)
+    assert info["completed"] == [task]
+    # every episode has a manner of its own, and is the same when played again
+    n = min(len(calm), len(other))
+    assert np.abs(calm[:n] - other[:n]).max() > 0.1
+    np.testing.assert_array_equal(play(expert, env, seed=1)[1], calm)
+
+
+def test_the_expert_does_four_of_seven_in_an_order_drawn_from_the_seed():
+    env, expert = Kitchen(enough=4), KitchenExpert(enough=4)
+    orders = []
+    for seed in (3, 4, 5):
+        info, _ = play(expert, env, seed)
+        assert info["p4"] and tuple(info["completed"]) == expert.style.order[:4]
+        orders.append(expert.style.order)
+    assert len(set(orders)) == 3
+    drawn = [Style.drawn(np.random.default_rng(seed), TASKS, 4).order[:4] for seed in range(200)]
+    assert {order.index("hinge cabinet") for order in drawn if "hinge cabinet" in order} == {3}
+    assert {order[0] for order in drawn} == set(TASKS) - {"hinge cabinet"}
+
+
+def test_the_expert_takes_a_handle_again_that_it_lost():
+    env, expert = Kitchen(tasks=("microwave",), enough=1, noise=0.0), KitchenExpert(("microwave",), 1)
+    seen, info = env.reset(seed=0)
+    expert.reset(0)
+    pulled = False
+    while not info["is_success"] and env._steps < 200:
+        seen, *_, info = env.step(expert.act(seen))
+        if not pulled and seen["object_qpos"][22 - ROBOT] < -0.2:
+            pulled = True
+            # shut while the hand is where it was pulled to
+            env._inner.data.qpos[22] = 0.0
+    assert pulled and info["completed"] == ["microwave"]
+
+
+def test_a_model_of_its_own_lets_the_expert_touch_nothing_of_the_kitchen():
+    env, expert = Kitchen(noise=0.0), KitchenExpert()
+    seen, info = env.reset(seed=0)
+    expert.act(seen)
+    np.testing.assert_array_equal(env.state, info["state"])
+
+
+def test_the_expert_names_what_it_cannot_do():
+    with pytest.raises(ValueError, match="tasks: got 'dishes'"):
+        KitchenExpert(("dishes",), 1)
